@@ -1,0 +1,93 @@
+"""Files of a run: weights (safetensors with the model's description inside) and what resuming needs."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from iact.errors import InputError
+from iact.files import write_atomically
+from iact.layouts import LAYOUTS, Layout
+from iact.model import IACT, ModelConfig
+
+WEIGHTS = {"best": "best.safetensors", "last": "last.safetensors"}
+RESUME = "resume.pt"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a weights file says of itself: the model, its landmark layout, and how it was trained."""
+
+    model: ModelConfig
+    layout: Layout
+    sigma: float  # heatmap px; sets the decoding window
+    epoch: int
+    trained_on: str
+    chosen_on: str  # the faces by which this epoch was chosen, or "" for the last epoch
+
+
+def save_weights(path: Path, model: IACT, description: Description) -> None:
+    """Writes the model's weights, and the description in the file's header."""
+    text = json.dumps({**asdict(description), "layout": description.layout.name})
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"iact": text}))
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file that a path means: itself, or the best (else the last) of a run folder. InputError for none."""
+    candidates = [path / WEIGHTS["best"], path / WEIGHTS["last"]] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"{path}: no weights here (expected a .safetensors file or a run folder with {WEIGHTS['best']})")
+
+
+def load_weights(path: Path) -> tuple[IACT, Description]:
+    """The model of a weights file or run folder, in evaluation mode, and its description. InputError if damaged."""
+    path = find_weights(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("iact")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+    if text is None:
+        raise InputError(f"{path}: these weights carry no description of an iact model")
+    description = _parse(text, path)
+    model = IACT(description.model)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise InputError(f"{path}: the weights do not fit the model they describe ({first})") from None
+    return model.eval(), description
+
+
+def _parse(text: str, path: Path) -> Description:
+    try:
+        fields = json.loads(text)
+        numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in fields["model"].items()}
+        return Description(**{**fields, "model": ModelConfig(**numbers), "layout": LAYOUTS[fields["layout"]]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: the description of the model is damaged ({error!r})") from None
+
+
+def save_resume(path: Path, state: dict[str, Any]) -> None:
+    """Writes everything a run needs to go on: tensors, numbers and strings only."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_resume(path: Path) -> dict[str, Any]:
+    """What `save_resume` wrote; nothing in it is executed. InputError when missing or damaged."""
+    if not path.is_file():
+        raise InputError(f"{path}: no checkpoint to resume from")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # pickle raises its own types for a file that is no checkpoint
+        raise InputError(f"{path}: not a checkpoint ({type(error).__name__})") from None

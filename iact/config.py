@@ -1,0 +1,87 @@
+"""What a training run is made of. The fields are the command line of `scripts/train.py`; a run folder keeps them."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from iact.data.augment import Augmentation
+from iact.heatmaps import SIGMA
+from iact.losses import HeatmapLoss
+
+DataName = Literal["synthetic", "300w", "wflw", "cofw"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run."""
+
+    data: DataName = "synthetic"
+    root: Path | None = None
+    """Folder of the data set as it was downloaded."""
+    split: str = "train"
+    hold_out: float = 0.05
+    """Share of the training faces kept aside to measure every epoch and to choose the best one by; 0 for none."""
+    synthetic_faces: int = 2000
+    """How many faces are drawn when the data is synthetic."""
+    synthetic_layout: Literal["300w", "wflw", "cofw"] = "300w"
+
+    model: Literal["iact", "iact_s", "iact_t"] = "iact_t"
+    block: Literal["spatial", "vit", "detr"] = "spatial"
+    offsets: Literal["separate", "shared"] = "separate"
+    feature_attention: bool = True
+    channel_attention: bool = True
+    start_from: Path | None = None
+    """Weights to start from; a head of another number of landmarks starts anew."""
+
+    epochs: int = 30
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Cosine to 1 % after a warm-up, or the paper's steps: x0.2 after 1/3 and 2/3 of the epochs, no warm-up."""
+    warmup_steps: int = 200
+    weight_decay: float = 0.03
+    clip: float = 2.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    ema_faces: float = 3000.0
+    """Half-life, in faces, of the averaged weights that are evaluated and saved; 0 for none."""
+
+    loss: HeatmapLoss = "smooth_wing"
+    sigma: float = SIGMA
+    map_factor: float = 10.0
+    """Extra weight of the pixels near a landmark (Adaptive Wing's weight map); 0 for none."""
+    coordinate_weight: float = 1.0
+    """Weight of the loss on decoded coordinates; 0 for none."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    out: Path | None = None
+    """Run folder; by default runs/<data>-<model>, numbered when it is taken."""
+    resume: bool = False
+    device: str = "auto"
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Precision of the network. "auto": bf16 where the device computes in it, else off."""
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to PyTorch."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+PAPER = TrainConfig(
+    model="iact",
+    epochs=120,
+    learning_rate=5e-4,
+    schedule="step",
+    warmup_steps=0,
+    weight_decay=0.0,
+    clip=0.0,
+    ema_faces=0.0,
+    map_factor=0.0,
+    coordinate_weight=0.0,
+    augmentation=Augmentation(
+        rotation=14.0, shift=0.0, aspect=0.0, mask=0.3, colour=0.3, grey=0.0, blur=0.0, noise=0.0
+    ),
+)
+"""The paper's letter (section 3.3); what it leaves open (batch size, strengths) is as in the default recipe."""
+
+RECIPES = {"default": TrainConfig(), "paper": PAPER}

@@ -1,0 +1,77 @@
+"""The Face record: what every reader gives and everything after it takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from iact.errors import InputError
+from iact.layouts import Layout
+
+
+class ImageSource(Protocol):
+    """Where a picture comes from. Two faces of one picture have equal sources."""
+
+    def read(self) -> np.ndarray:
+        """RGB uint8 [H, W, 3]; InputError naming the source when it cannot be read."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A picture in a file that OpenCV reads: grey, alpha and 16-bit ones become RGB uint8, EXIF rotation is applied."""
+
+    path: Path
+
+    def read(self) -> np.ndarray:
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such picture")
+        image = cv2.imdecode(np.fromfile(self.path, np.uint8), cv2.IMREAD_COLOR) if self.path.stat().st_size else None
+        if image is None:
+            raise InputError(f"{self.path}: not a picture that can be decoded")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One annotated face.
+
+    `name` identifies it within its data set; `landmarks` float64 [K, 2] are image px (pixel centres are integers);
+    `box` is the data set's own rectangle (x0, y0, x1, y1) where it has one; `visible` [K] is false for occluded
+    landmarks; `tags` are the data set's attributes; `origin` is the file (and line) of the annotation, for messages."""
+
+    name: str
+    image: ImageSource
+    landmarks: np.ndarray
+    origin: str
+    box: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces of one split: the layout, the records, and sentences on what the split should hold but does not."""
+
+    layout: Layout
+    split: str
+    records: tuple[Face, ...]
+    missing: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def check_landmarks(landmarks: np.ndarray, layout: Layout, origin: str) -> np.ndarray:
+    """The landmarks as float64 [K, 2]; InputError naming `origin` when the count is wrong or a number is not finite."""
+    landmarks = np.asarray(landmarks, np.float64)
+    expected = (layout.num_landmarks, 2)
+    if landmarks.shape != expected:
+        raise InputError(f"{origin}: expected {expected[0]} landmarks, got an array of shape {landmarks.shape}")
+    if not np.isfinite(landmarks).all():
+        raise InputError(f"{origin}: landmark {int(np.argwhere(~np.isfinite(landmarks))[0, 0])} is not a finite number")
+    return landmarks

@@ -1,0 +1,24 @@
+"""Writing files so that a crash, a full disk or a second process never leaves half of one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from iact.errors import InputError
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary path in the same folder (made where missing), then moves the file into place.
+
+    InputError naming the path when it cannot be written; an older file of that name is then untouched."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()

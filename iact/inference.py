@@ -1,0 +1,83 @@
+"""Pictures through the network to landmarks: the one path that evaluation, training and the predictor share."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import numpy as np
+import torch
+
+from iact import ops
+from iact.data.crops import Crops
+from iact.errors import InputError
+from iact.geometry import from_heatmap, invert, transform_points
+from iact.heatmaps import SIGMA, window_radius
+from iact.layouts import Layout
+from iact.model import IACT, normalise
+
+Precision = Literal["auto", "bf16", "fp16", "off"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first CUDA device, else the CPU. InputError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: expected auto, cpu or cuda[:N], got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {name} asked for, but {torch.cuda.device_count()} CUDA devices are visible")
+    return device
+
+
+def find_precision(amp: Precision, device: torch.device) -> torch.dtype | None:
+    """The dtype to autocast to, or None. "auto" is bf16 on CUDA and on CPUs with bf16 arithmetic, else nothing."""
+    if amp == "auto":
+        fast = device.type == "cuda" or torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else None
+    return _DTYPES.get(amp)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
+
+
+@torch.no_grad()
+def predict_batch(
+    model: IACT, pictures: torch.Tensor, layout: Layout, *, sigma: float = SIGMA, flip_test: bool = False, dtype=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Landmarks [B, K, 2] in input px and scores [B, K] of pictures [B, 3, S, S] in 0..255.
+
+    `flip_test` averages the heatmaps with those of the mirrored pictures."""
+    pictures = normalise(pictures).contiguous(memory_format=torch.channels_last)
+    with autocast(pictures.device, dtype):
+        heatmaps = model(pictures)
+        if flip_test:
+            mirrored = model(pictures.flip(3))[:, list(layout.mirror)].flip(3)
+            heatmaps = (heatmaps.float() + mirrored.float()) / 2
+    landmarks, scores = ops.decode_heatmaps(heatmaps, radius=window_radius(sigma))
+    return from_heatmap(landmarks, model.config.stride), scores
+
+
+def predict_crops(
+    model: IACT,
+    crops: Crops,
+    layout: Layout,
+    *,
+    sigma: float = SIGMA,
+    flip_test: bool = False,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks [N, K, 2] in *image* px (float64) and scores [N, K] of faces cut to the model's input size."""
+    device = next(model.parameters()).device
+    landmarks, scores = [], []
+    for pictures in crops.pictures.split(batch_size):
+        points, score = predict_batch(
+            model, pictures.to(device).float(), layout, sigma=sigma, flip_test=flip_test, dtype=dtype
+        )
+        landmarks.append(points.double().cpu())
+        scores.append(score.cpu())
+    in_crop = torch.cat(landmarks).numpy()
+    return transform_points(in_crop, invert(crops.matrices)), torch.cat(scores).numpy()

@@ -1,0 +1,50 @@
+"""The convolutional pieces: Conv-BN-ReLU, the residual module of a Convolution stage, and channel attention."""
+
+import torch
+from torch import nn
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, BatchNorm, ReLU: [B, C_in, H, W] -> [B, C_out, H / stride, W / stride]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ConvModule(nn.Module):
+    """The paper's convolutional module: two stride-1 Conv-BN-ReLU blocks, with a residual around them (section 2.2)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(ConvBlock(channels, channels), ConvBlock(channels, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x)
+
+
+def conv_stage(channels: int, modules: int) -> nn.Sequential:
+    """A Convolution stage: `modules` residual modules at full resolution. Gives the C-feature map."""
+    return nn.Sequential(*(ConvModule(channels) for _ in range(modules)))
+
+
+def downsample(inputs: int, outputs: int, halvings: int) -> nn.Sequential:
+    """Stride-2 3x3 convolutions from [B, inputs, H, W] to [B, outputs, H / 2^halvings, W / 2^halvings]."""
+    widths = [inputs] * halvings + [outputs]
+    return nn.Sequential(*(ConvBlock(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False)))
+
+
+class ChannelAttention(nn.Module):
+    """Weights channels by what their mean and maximum say (Woo et al. 2018, section 3.1): [B, C, H, W] -> same."""
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = torch.sigmoid(self.mlp(x.mean(dim=(2, 3))) + self.mlp(x.amax(dim=(2, 3))))
+        return x * weight[:, :, None, None]

@@ -1,0 +1,115 @@
+"""Ops that end in a heatmap or begin with one: decoding, and the loss whose target is drawn from landmarks."""
+
+from typing import Literal
+
+import torch
+
+from iact import heatmaps as codec
+from iact.errors import InputError
+from iact.heatmaps import SIGMA, DecodeMethod, window_radius
+from iact.ops.library import autocast, define, differentiate
+
+METHODS = ("argmax", "window", "topk")
+KINDS = ("smooth_wing", "adaptive_wing")
+
+
+def decode_heatmaps(
+    heatmaps: torch.Tensor, *, method: DecodeMethod = "window", radius: int = window_radius(), k: int = 9
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates [B, K, 2] (x, y) in heatmap px and scores [B, K] of heatmaps [B, K, H, W], both float32.
+
+    "argmax": the brightest pixel, the lowest index among equals. "window" (default): the mean position weighted by the
+    non-negative values within `radius` of it. "topk": the k brightest pixels weighted by the softmax of their values
+    (Yu & Tao 2021). A NaN pixel counts as minus infinity. Not differentiable. InputError for wrong arguments."""
+    _check_heatmaps("heatmaps", heatmaps)
+    if method not in METHODS:
+        raise InputError(f"decode_heatmaps: method: expected one of {', '.join(METHODS)}, got {method!r}")
+    pixels = heatmaps.shape[-2] * heatmaps.shape[-1]
+    if method == "topk" and not 1 <= k <= pixels:
+        raise InputError(f"decode_heatmaps: k: expected 1 to {pixels} (the pixels of a map), got {k}")
+    return torch.ops.iact.decode_heatmaps(heatmaps, method, radius, k)
+
+
+def heatmap_loss(
+    pred: torch.Tensor,
+    landmarks: torch.Tensor,
+    visible: torch.Tensor | None = None,
+    *,
+    kind: Literal["smooth_wing", "adaptive_wing"] = "smooth_wing",
+    sigma: float = SIGMA,
+    seed: int | torch.Tensor | None = None,
+    map_factor: float = 0.0,
+) -> torch.Tensor:
+    """The mean loss (scalar, float32) of heatmaps [B, K, H, W] against Gaussians on landmarks [B, K, 2] in heatmap px.
+
+    Value and gradient are those of `encode_heatmaps` followed by the loss; a landmark where `visible` [B, K] is false
+    adds nothing. `seed` rounds the landmarks at random (same seed, same pixels on every device; a tensor seed can
+    change under a captured graph); None centres the Gaussians exactly. `map_factor` weights pixels near a landmark by
+    1 + factor (Adaptive Wing's weight map). InputError for wrong arguments."""
+    _check_heatmaps("pred", pred)
+    if tuple(landmarks.shape) != (*pred.shape[:2], 2):
+        raise InputError(
+            f"heatmap_loss: landmarks: expected shape {(*pred.shape[:2], 2)}, got {tuple(landmarks.shape)}"
+        )
+    if visible is not None and visible.shape != pred.shape[:2]:
+        raise InputError(f"heatmap_loss: visible: expected {tuple(pred.shape[:2])}, got {tuple(visible.shape)}")
+    if kind not in KINDS:
+        raise InputError(f"heatmap_loss: kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if isinstance(seed, int):
+        seed = torch.tensor(seed, dtype=torch.int64, device=pred.device)
+    smooth = kind == "smooth_wing"
+    return torch.ops.iact.heatmap_loss(pred, landmarks, visible, seed, smooth, sigma, map_factor)[0]
+
+
+def _check_heatmaps(name: str, heatmaps: torch.Tensor) -> None:
+    if heatmaps.dim() != 4 or not heatmaps.is_floating_point():
+        raise InputError(f"{name}: expected floating-point [B, K, H, W], got {heatmaps.dtype} {tuple(heatmaps.shape)}")
+
+
+def _fake_decode(heatmaps, method, radius, k):
+    batch, landmarks = heatmaps.shape[:2]
+    return heatmaps.new_empty(batch, landmarks, 2, dtype=torch.float32), heatmaps.new_empty(
+        batch, landmarks, dtype=torch.float32
+    )
+
+
+def _loss_of_drawn_target(pred, landmarks, visible, seed, smooth, sigma, map_factor):
+    target = codec.encode_heatmaps(landmarks, *pred.shape[-2:], sigma, seed)
+    weight = codec.dilated_weight(target, map_factor) if map_factor else None
+    if visible is not None:
+        shown = visible.to(target.dtype)[..., None, None]
+        weight = shown if weight is None else weight * shown
+    return torch.ops.iact.wing_loss(pred, target, weight, smooth, 14.0, 0.05, 0.5, 2.1, 1.0, True)
+
+
+def _fake_loss(pred, landmarks, visible, seed, smooth, sigma, map_factor):
+    accumulator = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    return pred.new_empty((), dtype=accumulator), torch.empty_like(pred)
+
+
+def _keep_slope(ctx, inputs, output):
+    ctx.save_for_backward(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _scale_slope(ctx, grad_loss, _grad_slope):
+    (slope,) = ctx.saved_tensors
+    grad = None if grad_loss is None else (slope * (grad_loss / slope.numel())).to(slope.dtype)
+    return grad, None, None, None, None, None, None
+
+
+define(
+    "decode_heatmaps(Tensor heatmaps, str method, int radius, int k) -> (Tensor, Tensor)",
+    codec.decode_heatmaps,
+    _fake_decode,
+)
+define(
+    "heatmap_loss(Tensor pred, Tensor landmarks, Tensor? visible, Tensor? seed, bool smooth, float sigma, "
+    "float map_factor) -> (Tensor, Tensor)",
+    _loss_of_drawn_target,
+    _fake_loss,
+)
+differentiate("heatmap_loss", _scale_slope, _keep_slope)
+autocast(
+    "heatmap_loss", lambda dtype, *arguments: arguments
+)  # the loss computes in float32 inside, whatever it is given

@@ -1,0 +1,52 @@
+"""The `iact` operator library: schemas, and the compiled extension that may stand behind them.
+
+An op is defined here by its schema and its plain-PyTorch reference, which serves every device that no kernel serves.
+`iact._C`, where it was built, registers faster kernels for the same schemas; importing never builds, warns or fails."""
+
+import ctypes
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+
+LIBRARY = torch.library.Library("iact", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+
+def define(schema: str, reference: Callable, fake: Callable) -> None:
+    """Adds the op of that schema: `reference` computes it (below autograd), `fake` gives shapes, dtypes and strides."""
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=_TAGS)
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"iact::{name}", fake, lib=LIBRARY)
+
+
+def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Adds the op's backward formula."""
+    torch.library.register_autograd(f"iact::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def autocast(name: str, cast: Callable) -> None:
+    """Adds the op's autocast rule: `cast(dtype, *arguments)` gives the arguments in the precisions the op wants."""
+    operator = getattr(torch.ops.iact, name).default
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def run(*arguments, device=device, excluded=excluded, **keywords):
+            with torch._C._ExcludeDispatchKeyGuard(excluded):
+                return operator(*cast(torch.get_autocast_dtype(device), *arguments), **keywords)
+
+        LIBRARY.impl(name, run, key)
+
+
+def load_extension() -> str:
+    """Loads `iact._C` once and says how it went, in words for `iact info`."""
+    found = find_spec("iact._C")
+    if found is None or found.origin is None:
+        return "not built (run: python setup.py build_ext)"
+    try:
+        extension = ctypes.CDLL(found.origin)  # loading it is what registers its kernels
+        extension.iact_build.restype = ctypes.c_char_p
+        return f"built with {extension.iact_build().decode()}"
+    except (OSError, AttributeError) as error:  # damaged, or not for this machine: the references serve
+        return f"built, but it does not load here ({error}); run: python setup.py build_ext"

@@ -1,0 +1,125 @@
+"""Smooth Wing (equation 6 of the paper) and Adaptive Wing (Wang et al. 2019) heatmap losses."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from iact.errors import InputError
+from iact.ops.library import define, differentiate
+from iact.ops.reference.wing import layout_of
+from iact.ops.reference.wing import wing_loss as reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+Reduction = Literal["mean", "none"]
+
+
+def smooth_wing_loss(
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    omega: float = 14.0,
+    theta1: float = 0.05,
+    theta2: float = 0.5,
+    alpha: float = 2.1,
+    epsilon: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The Smooth Wing loss of heatmaps [B, K, H, W] (any one shape) against target heatmaps with values in [0, 1].
+
+    The mean over all pixels (scalar, 0 for no pixels), or with reduction="none" the loss of each pixel; times `weight`,
+    which broadcasts to `pred`. Float64 for float64 predictions, float32 for all others (so too under autocast).
+    The gradient goes to `pred` only: target and weight are constants, and there is no second derivative.
+
+    Raises:
+        InputError: shape, dtype or device does not fit, or not 0 < theta1 <= 1, theta1 < theta2, alpha > 1.
+
+    Source: the paper, equation 6, its constants repaired by continuity of value and slope at theta1 and theta2."""
+    _check_tensors("smooth_wing_loss", pred, target, weight)
+    _check_numbers("smooth_wing_loss", reduction, alpha, omega=omega, theta1=theta1, theta2=theta2, epsilon=epsilon)
+    if theta1 > 1 or theta1 >= theta2:
+        raise InputError(f"smooth_wing_loss: theta1: expected at most 1 and below theta2 ({theta2}), got {theta1}")
+    numbers = (omega, theta1, theta2, alpha, epsilon)
+    return torch.ops.iact.wing_loss(pred, target, weight, True, *numbers, reduction == "mean")[0]
+
+
+def adaptive_wing_loss(
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    omega: float = 14.0,
+    theta: float = 0.5,
+    alpha: float = 2.1,
+    epsilon: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The Adaptive Wing loss of heatmaps [B, K, H, W]; all else as in `smooth_wing_loss`.
+
+    Raises:
+        InputError: shape, dtype or device does not fit, or not theta > 0, alpha > 1.
+
+    Source: Wang et al. 2019, Adaptive Wing Loss for Robust Face Alignment via Heatmap Regression, equation 4."""
+    _check_tensors("adaptive_wing_loss", pred, target, weight)
+    _check_numbers("adaptive_wing_loss", reduction, alpha, omega=omega, theta=theta, epsilon=epsilon)
+    numbers = (omega, 0.0, theta, alpha, epsilon)
+    return torch.ops.iact.wing_loss(pred, target, weight, False, *numbers, reduction == "mean")[0]
+
+
+def _check_tensors(loss: str, pred: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    tensors = {"pred": pred, "target": target} | ({} if weight is None else {"weight": weight})
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise InputError(f"{loss}: {name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        if tensor.device != pred.device:
+            raise InputError(f"{loss}: {name}: expected the device of pred, {pred.device}, got {tensor.device}")
+    if target.shape != pred.shape:
+        raise InputError(f"{loss}: target: expected the shape of pred, {list(pred.shape)}, got {list(target.shape)}")
+    if weight is not None and not _broadcasts(weight.shape, pred.shape):
+        expected = f"a shape that broadcasts to that of pred, {list(pred.shape)}"
+        raise InputError(f"{loss}: weight: expected {expected}, got {list(weight.shape)}")
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size == 1 or size == full for size, full in pairs)
+
+
+def _check_numbers(loss: str, reduction: str, alpha: float, **positive: float) -> None:
+    for name, value in positive.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{loss}: {name}: expected a positive number, got {value}")
+    if not (alpha > 1 and math.isfinite(alpha)):  # the exponent alpha - target has to stay positive
+        raise InputError(f"{loss}: alpha: expected a number above 1, got {alpha}")
+    if reduction not in ("mean", "none"):
+        raise InputError(f'{loss}: reduction: expected "mean" or "none", got {reduction!r}')
+
+
+def _fake(pred, target, weight, smooth, omega, theta1, theta2, alpha, epsilon, reduce):
+    slope = torch.empty_like(pred, memory_format=layout_of(pred))
+    wide = torch.promote_types(pred.dtype, torch.float32)
+    return pred.new_empty((), dtype=wide) if reduce else torch.empty_like(slope, dtype=wide), slope
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.reduce = inputs[-1]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx, grad, _grad_of_slope):
+    (slope,) = ctx.saved_tensors
+    if ctx.reduce:
+        grad = grad / slope.numel()
+    return (slope * grad).to(slope.dtype), *[None] * 9
+
+
+define(
+    "wing_loss(Tensor pred, Tensor target, Tensor? weight, bool smooth, float omega, float theta1, float theta2, "
+    "float alpha, float epsilon, bool reduce) -> (Tensor loss, Tensor slope)",
+    reference,
+    _fake,
+)
+differentiate("wing_loss", _backward, _setup_context)

@@ -1,0 +1,61 @@
+"""The optimiser's parts: which parameters get which rate and decay, the schedule, and the averaged weights."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from iact.config import TrainConfig
+
+OFFSET_RATE = 0.1  # of the learning rate, for the convolutions that predict sampling offsets
+
+
+def build_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels only, and moves the deformable convolutions' offsets slowly."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rate = OFFSET_RATE if ".offset." in name else 1.0
+        decay = config.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    settings = [{"params": group, "rate": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+    return torch.optim.AdamW(settings, lr=config.learning_rate, fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The rate of that step, before a group's own factor."""
+    progress = step / total_steps
+    if config.schedule == "step":
+        return config.learning_rate * 0.2 ** int(3 * progress)
+    warmup = min(config.warmup_steps, total_steps // 10)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["rate"]
+
+
+class AveragedModel:
+    """An exponential moving average of a model's weights and BatchNorm statistics, with a half-life in faces."""
+
+    def __init__(self, model: nn.Module, half_life_faces: float, batch_size: int):
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = 0.5 ** (batch_size / half_life_faces) if half_life_faces else 0.0
+        self._averaged, self._copied = _state(self.module)
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves towards the model; early steps count more, so that the start is forgotten soon."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current, exact = _state(model)
+        torch._foreach_lerp_(self._averaged, current, 1 - decay)
+        torch._foreach_copy_(self._copied, exact)
+
+
+def _state(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The floating-point tensors of a model's state, and the others (counters)."""
+    tensors = [tensor.detach() for tensor in model.state_dict(keep_vars=True).values()]
+    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -1,0 +1,106 @@
+"""What a run shows and keeps for people: progress bar, log.csv, TensorBoard events, pictures of predictions."""
+
+import csv
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from iact.data.crops import Crops
+from iact.data.faces import Faces
+from iact.files import write_atomically
+from iact.geometry import transform_points
+from iact.layouts import Layout
+from iact.plots import contact_sheet, draw_landmarks, save_image
+
+LOG = "log.csv"
+SHOWN = 16  # faces in the picture of an epoch
+
+
+class RunLog:
+    """The log of one run folder. Rows that a killed run wrote after its last checkpoint are dropped on resuming."""
+
+    def __init__(self, folder: Path, epochs: int, steps_per_epoch: int, epochs_done: int):
+        self.folder, self.epochs = folder, epochs
+        self.console = Console()
+        self.rows = [row for row in _read_rows(folder / LOG) if int(row["epoch"]) <= epochs_done]
+        self.events = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.1f} images/s"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        total, done = epochs * steps_per_epoch, epochs_done * steps_per_epoch
+        epoch = f"{epochs_done + 1}/{epochs}"
+        self.task = self.bar.add_task("train", total=total, completed=done, epoch=epoch, loss=np.nan, rate=0.0)
+        self._restart_clock()
+
+    def __enter__(self) -> "RunLog":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        self.events.close()
+
+    def _restart_clock(self) -> None:
+        self.images, self.started = 0, time.perf_counter()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def advance(self, images: int) -> None:
+        self.images += images
+        self.bar.advance(self.task)
+
+    def show(self, loss: float) -> None:
+        self.bar.update(self.task, loss=loss, rate=self.images / (time.perf_counter() - self.started))
+
+    def record(self, epoch: int, **values: float) -> None:
+        """A row of log.csv and the same numbers for TensorBoard, with the speed of the epoch."""
+        values["images_per_second"] = self.images / (time.perf_counter() - self.started)
+        self.rows.append({"epoch": epoch, **{name: f"{value:.6g}" for name, value in values.items()}})
+        write_atomically(self.folder / LOG, lambda path: path.write_text(_as_csv(self.rows)))
+        for name, value in values.items():
+            self.events.add_scalar(name, value, epoch)
+        self.events.flush()
+        self.say("  ".join(f"{name} {value}" for name, value in self.rows[-1].items()))
+        self.bar.update(self.task, epoch=f"{min(epoch + 1, self.epochs)}/{self.epochs}")
+        self._restart_clock()
+
+    def picture(self, epoch: int, crops: Crops, faces: Faces, predicted: np.ndarray, layout: Layout) -> None:
+        """A sheet of faces with truth and prediction [N, K, 2] (image px) drawn, as a file and for TensorBoard."""
+        sheet = contact_sheet(
+            [_draw(crops, faces, predicted, layout, i) for i in range(min(SHOWN, len(crops)))], columns=8
+        )
+        save_image(self.folder / "pictures" / f"epoch_{epoch:03d}.jpg", sheet)
+        self.events.add_image("predictions", sheet, epoch, dataformats="HWC")
+
+
+def _draw(crops: Crops, faces: Faces, predicted: np.ndarray, layout: Layout, i: int) -> np.ndarray:
+    picture = crops.pictures[i].permute(1, 2, 0).numpy()
+    picture = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1) if picture.shape[0] < 200 else picture
+    enlarge = picture.shape[0] / crops.pictures.shape[-1]
+    points = (transform_points(p, crops.matrices[i]) for p in (faces.records[i].landmarks, predicted[i]))
+    truth, found = ((p + 0.5) * enlarge - 0.5 for p in points)
+    return draw_landmarks(picture, truth, layout, found)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+
+
+def _as_csv(rows: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
