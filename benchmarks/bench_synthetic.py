@@ -1,18 +1,18 @@
 """Mean time to draw a face on one core, at three sizes, and to place its landmarks without drawing it."""
 
 import argparse
-import json
-import platform
-import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import numpy as np
+from machine import ROOT, write_result
 
-from iact.data.synthetic import DrawnImage, draw_face
-from iact.layouts import WFLW
+sys.path.insert(0, str(ROOT))
+
+from iact.data.synthetic import DrawnImage, draw_face  # noqa: E402
+from iact.layouts import WFLW  # noqa: E402
 
 
 def milliseconds(work: Callable[[int], object], count: int, rounds: int = 3) -> float:
@@ -27,26 +27,6 @@ def milliseconds(work: Callable[[int], object], count: int, rounds: int = 3) -> 
     return min(means)
 
 
-def machine() -> dict[str, str]:
-    root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return {
-        "processor": _processor(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-        "commit": git.stdout.strip() if git.returncode == 0 else "unknown",
-    }
-
-
-def _processor() -> str:
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text().splitlines() if table.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200, help="faces a round (default: 200)")
@@ -59,8 +39,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:>14}  {value:5.2f} ms a face")
     if arguments.out:
-        record = {"benchmark": "synthetic", "milliseconds": figures, **machine()}
-        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+        write_result(arguments.out, {"benchmark": "synthetic", "milliseconds": figures})
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ class TrainConfig:
     sigma: float = SIGMA
     map_factor: float = 10.0
     """Extra weight of the pixels near a landmark (Adaptive Wing's weight map); 0 for none."""
-    coordinate_weight: float = 1.0
-    """Weight of the loss on decoded coordinates; 0 for none."""
+    coordinate_weight: float = 0.2
+    """Weight of the loss on decoded coordinates, in heatmap px; 0 for none."""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     out: Path | None = None
@@ -79,7 +79,7 @@ PAPER = TrainConfig(
     map_factor=0.0,
     coordinate_weight=0.0,
     augmentation=Augmentation(
-        rotation=14.0, shift=0.0, aspect=0.0, mask=0.3, colour=0.3, grey=0.0, blur=0.0, noise=0.0
+        rotation=14.0, scale=0.1, shift=0.0, aspect=0.0, mask=0.3, colour=0.3, grey=0.0, blur=0.0, noise=0.0
     ),
 )
 """The paper's letter (section 3.3); what it leaves open (batch size, strengths) is as in the default recipe."""

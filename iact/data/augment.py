@@ -16,11 +16,11 @@ class Augmentation:
     """Probabilities and strengths. Rotation is in degrees, shift in shares of the input side, the rest are factors."""
 
     flip: float = 0.5
-    rotation: float = 14.0  # standard deviation; cut at +-40
-    scale: float = 0.10  # standard deviation of the logarithm
-    shift: float = 0.04  # standard deviation
-    aspect: float = 0.04  # standard deviation of the logarithm
-    mask: float = 0.4  # probability of a covered rectangle
+    rotation: float = 11.0  # standard deviation; cut at 2.8 of them, as all below
+    scale: float = 0.08  # standard deviation of the logarithm
+    shift: float = 0.03  # standard deviation
+    aspect: float = 0.03  # standard deviation of the logarithm
+    mask: float = 0.3  # probability of a covered rectangle
     colour: float = 0.5  # probability of gain, offset and gamma per channel
     grey: float = 0.2
     blur: float = 0.25

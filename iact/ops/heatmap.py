@@ -7,7 +7,9 @@ import torch
 from iact import heatmaps as codec
 from iact.errors import InputError
 from iact.heatmaps import SIGMA, DecodeMethod, window_radius
-from iact.ops.library import autocast, define, differentiate
+from iact.ops.library import define, differentiate
+from iact.ops.reference.wing import layout_of
+from iact.ops.wing import DEFAULTS, scale_slope
 
 METHODS = ("argmax", "window", "topk")
 KINDS = ("smooth_wing", "adaptive_wing")
@@ -79,23 +81,22 @@ def _loss_of_drawn_target(pred, landmarks, visible, seed, smooth, sigma, map_fac
     if visible is not None:
         shown = visible.to(target.dtype)[..., None, None]
         weight = shown if weight is None else weight * shown
-    return torch.ops.iact.wing_loss(pred, target, weight, smooth, 14.0, 0.05, 0.5, 2.1, 1.0, True)
+    return torch.ops.iact.wing_loss(pred, target, weight, smooth, *DEFAULTS, True)
 
 
 def _fake_loss(pred, landmarks, visible, seed, smooth, sigma, map_factor):
     accumulator = torch.float64 if pred.dtype == torch.float64 else torch.float32
-    return pred.new_empty((), dtype=accumulator), torch.empty_like(pred)
+    return pred.new_empty((), dtype=accumulator), torch.empty_like(pred, memory_format=layout_of(pred))
 
 
 def _keep_slope(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
-    ctx.set_materialize_grads(False)
 
 
 def _scale_slope(ctx, grad_loss, _grad_slope):
     (slope,) = ctx.saved_tensors
-    grad = None if grad_loss is None else (slope * (grad_loss / slope.numel())).to(slope.dtype)
-    return grad, None, None, None, None, None, None
+    return scale_slope(slope, grad_loss / slope.numel()), *[None] * 6
 
 
 define(
@@ -110,6 +111,3 @@ define(
     _fake_loss,
 )
 differentiate("heatmap_loss", _scale_slope, _keep_slope)
-autocast(
-    "heatmap_loss", lambda dtype, *arguments: arguments
-)  # the loss computes in float32 inside, whatever it is given

@@ -1,0 +1,146 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from iact.data.augment import Augmentation, draw_batch, plain_batch
+from iact.data.crops import TRAINING_MARGIN, Crops, cut_faces, training_size
+from iact.data.faces import Face, Faces, ImageFile
+from iact.errors import InputError
+from iact.geometry import CROP_MARGIN, landmark_box
+from iact.layouts import COFW
+from iact.plots import save_image
+
+SIZE = 96
+NOTHING = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augmentation)})
+
+
+def _dot_crops(count: int) -> Crops:
+    """Crops in which every landmark is the centre of a soft white dot of its own brightness, far from the others."""
+    size = training_size(SIZE)
+    ring = torch.arange(29) * 2 * torch.pi / 29
+    radius = torch.where(torch.arange(29) % 2 == 0, 0.17, 0.26) * size
+    points = torch.stack([ring.cos() * radius, ring.sin() * radius], dim=-1) + (size - 1) / 2
+    x, y = torch.arange(size) - points[:, 0, None], torch.arange(size) - points[:, 1, None]
+    dots = torch.exp(-(y[:, :, None] ** 2 + x[:, None, :] ** 2) / (2 * 1.6**2)).amax(0) * 255
+    picture = dots.round().to(torch.uint8).expand(3, -1, -1)
+    return Crops(
+        pictures=picture.repeat(count, 1, 1, 1),
+        landmarks=points.repeat(count, 1, 1),
+        visible=torch.ones(count, 29, dtype=torch.bool),
+        matrices=np.zeros((count, 2, 3)),
+        margin=TRAINING_MARGIN,
+    )
+
+
+def _centroid_errors(batch) -> torch.Tensor:
+    """How far the centre of brightness around each landmark lies from it, in px."""
+    ramp = torch.arange(SIZE)
+    errors = []
+    for picture, points in zip(batch.pictures[:, 0], batch.landmarks, strict=True):
+        for x, y in points:
+            if not (6 < x < SIZE - 7 and 6 < y < SIZE - 7):
+                continue
+            near = picture * ((ramp - x).abs()[None, :] < 3.5) * ((ramp - y).abs()[:, None] < 3.5)
+            centre = torch.stack([(near * ramp[None]).sum(), (near * ramp[:, None]).sum()]) / near.sum()
+            errors.append((centre - torch.stack([x, y])).norm())
+    return torch.stack(errors)
+
+
+def test_landmarks_follow_the_picture_through_every_change_of_geometry():
+    settings = dataclasses.replace(NOTHING, flip=0.5, rotation=14, scale=0.1, shift=0.04, aspect=0.04)
+    batch = draw_batch(_dot_crops(24), torch.arange(24), SIZE, COFW, settings, seed=3)
+    errors = _centroid_errors(batch)
+    assert len(errors) > 500 and errors.mean() < 0.1
+
+
+def test_without_change_the_batch_is_the_evaluation_crop():
+    batch = draw_batch(_dot_crops(2), torch.arange(2), SIZE, COFW, NOTHING, seed=0)
+    crops = _dot_crops(1)
+    inset = (training_size(SIZE) - SIZE) / 2
+    torch.testing.assert_close(batch.landmarks[0], crops.landmarks[0] - inset, atol=0.3, rtol=0)
+    assert (batch.pictures[0] == batch.pictures[1]).all()
+
+
+def test_flip_renames_landmarks():
+    crops, mirror = _dot_crops(1), torch.tensor(COFW.mirror)
+    plain = draw_batch(crops, torch.tensor([0]), SIZE, COFW, NOTHING, seed=0)
+    flipped = draw_batch(crops, torch.tensor([0]), SIZE, COFW, dataclasses.replace(NOTHING, flip=1.0), seed=0)
+    expected = plain.landmarks[:, mirror] * torch.tensor([-1.0, 1.0]) + torch.tensor([SIZE - 1.0, 0.0])
+    torch.testing.assert_close(flipped.landmarks, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(flipped.pictures, plain.pictures.flip(3), atol=0.05, rtol=0)
+
+
+def test_flip_moves_visibility_with_its_landmark():
+    crops = _dot_crops(1)
+    crops.visible[0, 0] = False
+    flipped = draw_batch(crops, torch.tensor([0]), SIZE, COFW, dataclasses.replace(NOTHING, flip=1.0), seed=0)
+    assert flipped.visible[0].logical_not().nonzero().tolist() == [[COFW.mirror[0]]]
+
+
+def test_half_of_the_pictures_are_flipped():
+    settings = dataclasses.replace(NOTHING, flip=0.5)
+    batch = draw_batch(_dot_crops(400), torch.arange(400), SIZE, COFW, settings, seed=1)
+    same = (batch.landmarks - batch.landmarks[0]).abs().amax((1, 2)) < 1e-3
+    assert 150 < same.sum() < 250
+
+
+def test_same_seed_same_batch_and_other_seed_another():
+    crops, chosen = _dot_crops(6), torch.tensor([4, 0, 5])
+    first, again, other = (draw_batch(crops, chosen, SIZE, COFW, Augmentation(), seed) for seed in (1, 1, 2))
+    assert torch.equal(first.pictures, again.pictures) and torch.equal(first.landmarks, again.landmarks)
+    assert not torch.equal(first.pictures, other.pictures)
+
+
+@pytest.mark.parametrize("name", ["mask", "colour", "grey", "blur", "noise"])
+def test_each_change_of_appearance_changes_pictures_but_not_landmarks(name):
+    generator = torch.Generator().manual_seed(0)
+    crops = _dot_crops(8)
+    crops.pictures.copy_(torch.randint(0, 256, crops.pictures.shape, generator=generator, dtype=torch.uint8))
+    plain = draw_batch(crops, torch.arange(8), SIZE, COFW, NOTHING, seed=5)
+    changed = draw_batch(crops, torch.arange(8), SIZE, COFW, dataclasses.replace(NOTHING, **{name: 1.0}), seed=5)
+    torch.testing.assert_close(changed.landmarks, plain.landmarks)
+    assert ((changed.pictures != plain.pictures).flatten(1).any(1)).all()
+    assert changed.pictures.min() >= 0 and changed.pictures.max() <= 255
+
+
+def test_mask_covers_at_most_a_sixth():
+    crops = _dot_crops(64)
+    crops.pictures.fill_(128)
+    batch = draw_batch(crops, torch.arange(64), SIZE, COFW, dataclasses.replace(NOTHING, mask=1.0), seed=2)
+    covered = (batch.pictures != 128).any(1).float().mean((1, 2))
+    assert covered.max() <= 0.4**2 + 0.02 and covered.max() > 0.08
+
+
+def _write_face(folder, name: str, landmarks: np.ndarray) -> Face:
+    save_image(folder / f"{name}.png", np.full((200, 300, 3), 90, np.uint8))
+    return Face(name, ImageFile(folder / f"{name}.png"), landmarks, origin=f"{name}.pts")
+
+
+def test_cut_faces_puts_the_landmark_box_where_the_crop_rule_says(tmp_path):
+    landmarks = np.random.default_rng(0).uniform(60, 140, (29, 2))
+    faces = Faces(COFW, "train", (_write_face(tmp_path, "a", landmarks),))
+    crops = cut_faces(faces, 128, CROP_MARGIN)
+    box = landmark_box(crops.landmarks[0].numpy())
+    assert max(box[2] - box[0], box[3] - box[1]) == pytest.approx(128 / CROP_MARGIN, abs=1e-3)
+    np.testing.assert_allclose((box[:2] + box[2:]) / 2, 63.5, atol=1e-3)
+    assert plain_batch(crops, torch.tensor([0])).pictures.shape == (1, 3, 128, 128)
+
+
+def test_a_face_on_one_point_is_refused_and_named(tmp_path):
+    faces = Faces(COFW, "train", (_write_face(tmp_path, "flat", np.full((29, 2), 50.0)),))
+    with pytest.raises(InputError, match="flat.pts: the landmarks of flat all lie on one point"):
+        cut_faces(faces, 128, CROP_MARGIN)
+
+
+def test_no_faces_are_refused():
+    with pytest.raises(InputError, match="cofw test: no faces"):
+        cut_faces(Faces(COFW, "test", ()), 128, CROP_MARGIN)
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    face = _write_face(tmp_path, "gone", np.random.default_rng(0).uniform(60, 140, (29, 2)))
+    (tmp_path / "gone.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match="gone.png: not a picture"):
+        cut_faces(Faces(COFW, "train", (face,)), 128, CROP_MARGIN)
