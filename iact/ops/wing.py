@@ -112,9 +112,12 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad, _grad_of_slope):
     (slope,) = ctx.saved_tensors
-    if ctx.reduce:
-        grad = grad / slope.numel()
-    return (slope * grad).to(slope.dtype), *[None] * 9
+    return scale_slope(slope, grad / slope.numel() if ctx.reduce else grad), *[None] * 9
+
+
+def scale_slope(slope: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the prediction, computed in the precision of `grad`: 1 / numel is nothing in float16."""
+    return (slope.to(grad.dtype) * grad).to(slope.dtype)
 
 
 define(
