@@ -1,11 +1,12 @@
 """Trains from nothing on a data set and measures the result: minutes, NME, FR, AUC, as JSON.
 
-python benchmarks/bench_accuracy.py --config.data 300w --config.root DIR --split helen/testset --out FILE.json"""
+python benchmarks/bench_accuracy.py --data 300w --root DIR --test-split helen/testset --result FILE.json"""
 
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -46,30 +47,30 @@ def measure(folder: Path, config: TrainConfig, split: str, flip_test: bool) -> d
     return report.to_json()
 
 
-def main(config: TrainConfig, split: str, out: Path) -> None:
+def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")], test_split: str, result: Path) -> None:
     """Train, then evaluate.
 
     Args:
         config: Settings of the training run.
-        split: The split to measure on.
-        out: The JSON file to write."""
-    config = replace(config, out=config.out or Path("runs") / out.stem)
+        test_split: The split to measure on.
+        result: The JSON file to write."""
+    config = replace(config, out=config.out or Path("runs") / result.stem)
     started = time.perf_counter()
     folder = train(config)
     minutes = (time.perf_counter() - started) / 60
     write_result(
-        out,
+        result,
         {
             "benchmark": "accuracy",
             "command": " ".join(["python", *sys.argv]),
             "settings": config.to_json(),
             "minutes": round(minutes, 1),
             "threads": torch.get_num_threads(),
-            "plain": measure(folder, config, split, flip_test=False),
-            "flip_test": measure(folder, config, split, flip_test=True),
+            "plain": measure(folder, config, test_split, flip_test=False),
+            "flip_test": measure(folder, config, test_split, flip_test=True),
         },
     )
 
 
 if __name__ == "__main__":
-    run(tyro.conf.configure(tyro.conf.OmitArgPrefixes)(main))
+    run(main)
