@@ -9,7 +9,7 @@ train: .venv/built
 	$(VENV) scripts/train.py
 
 test: .venv/built
-	$(VENV) -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV) -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,7 +1,10 @@
 """The command line, `iact train | evaluate | predict | check-dataset | info`, and how every program ends."""
 
+import argparse
+import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import tyro
 
@@ -13,9 +16,12 @@ def run(program: Callable | dict[str, Callable], prog: str | None = None) -> Non
 
     Input that cannot be used ends in one sentence and exit code 2, a run that cannot go on in one sentence and exit
     code 1, Ctrl-C in exit code 130."""
-    parse = tyro.extras.subcommand_cli_from_dict if isinstance(program, dict) else tyro.cli
     try:
-        code = parse(program, prog=prog)
+        if isinstance(program, dict):
+            programs = {name: _with_recipe(function) for name, function in program.items()}
+            code = tyro.extras.subcommand_cli_from_dict(programs, prog=prog)
+        else:
+            code = tyro.cli(_with_recipe(program), prog=prog)
     except InputError as error:
         code = _say(error, 2)
     except TrainingStopped as error:
@@ -23,6 +29,19 @@ def run(program: Callable | dict[str, Callable], prog: str | None = None) -> Non
     except KeyboardInterrupt:
         code = _say("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _with_recipe(program: Callable) -> Callable:
+    """The program with the defaults of the recipe that the command line names, where it takes one: flags that are
+    given then win over the recipe, and --help shows its values."""
+    from iact.config import RECIPES
+
+    if "recipe" not in inspect.signature(program).parameters:
+        return program
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    recipe = parser.parse_known_args()[0].recipe
+    return partial(program, config=RECIPES.get(recipe, RECIPES["default"]))
 
 
 def _say(error: object, code: int) -> int:

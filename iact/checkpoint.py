@@ -1,5 +1,6 @@
 """Files of a run: weights (safetensors with the model's description inside) and what resuming needs."""
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from iact.errors import InputError
 from iact.files import write_atomically
@@ -34,7 +35,8 @@ def save_weights(path: Path, model: IACT, description: Description) -> None:
     """Writes the model's weights, and the description in the file's header."""
     text = json.dumps({**asdict(description), "layout": description.layout.name})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"iact": text}))
+    data = save(state, metadata={"iact": text})  # not save_file: it hides what is wrong with a disk and the umask
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def find_weights(path: Path) -> Path:
@@ -57,8 +59,7 @@ def load_weights(path: Path) -> tuple[IACT, Description]:
         raise InputError(f"{path}: not a whole safetensors file ({error})") from None
     if text is None:
         raise InputError(f"{path}: these weights carry no description of an iact model")
-    description = _parse(text, path)
-    model = IACT(description.model)
+    description, model = _parse(text, path)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -67,18 +68,24 @@ def load_weights(path: Path) -> tuple[IACT, Description]:
     return model.eval(), description
 
 
-def _parse(text: str, path: Path) -> Description:
+def _parse(text: str, path: Path) -> tuple[Description, IACT]:
+    """The description, and a new model as it says."""
     try:
         fields = json.loads(text)
         numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in fields["model"].items()}
-        return Description(**{**fields, "model": ModelConfig(**numbers), "layout": LAYOUTS[fields["layout"]]})
-    except (KeyError, TypeError, ValueError) as error:
+        config, layout = ModelConfig(**numbers), LAYOUTS[fields["layout"]]
+        if config.num_landmarks != layout.num_landmarks or not fields["sigma"] > 0:
+            raise ValueError(f"{config.num_landmarks} landmarks of layout {layout.name}, sigma {fields['sigma']}")
+        return Description(**{**fields, "model": config, "layout": layout}), IACT(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: the description of the model is damaged ({error!r})") from None
 
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:
     """Writes everything a run needs to go on: tensors, numbers and strings only."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    buffer = io.BytesIO()  # torch.save to a full disk raises nothing that names the disk
+    torch.save(state, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_resume(path: Path) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def load_resume(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no checkpoint to resume from")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]})") from None
-    except Exception as error:  # pickle raises its own types for a file that is no checkpoint
-        raise InputError(f"{path}: not a checkpoint ({type(error).__name__})") from None
+    except OSError as error:
+        raise InputError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # the unpickler raises whatever the bytes make it stumble over
+        raise InputError(f"{path}: a damaged checkpoint, or none at all ({type(error).__name__})") from None

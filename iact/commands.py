@@ -1,6 +1,7 @@
 """The programs behind `iact ...` and `scripts/`: arguments in, files and a short report out."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from iact.checkpoint import find_weights, load_weights
 from iact.config import DataName, TrainConfig
@@ -16,7 +18,7 @@ from iact.data.check import check_dataset
 from iact.data.crops import cut_faces
 from iact.data.faces import ImageFile
 from iact.errors import InputError
-from iact.evaluation import Protocol, evaluate_predictions, format_report, write_report
+from iact.evaluation import Protocol, Report, evaluate_predictions, format_report, write_report
 from iact.files import write_atomically
 from iact.geometry import CROP_MARGIN
 from iact.inference import Precision, find_device, find_precision, predict_crops
@@ -24,11 +26,19 @@ from iact.plots import draw_landmarks, save_image
 from iact.predictor import PredictedFace, Predictor
 from iact.training import train as run_training
 
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+Box = Annotated[tuple[float, float, float, float] | None, tyro.conf.arg(metavar="X0 Y0 X1 Y1")]
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
-    """Train a model. With no arguments: drawn faces, the smallest model, a few minutes on two CPU cores."""
+def train(
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")],
+    recipe: Literal["default", "paper"] = "default",
+) -> None:
+    """Train a model. With no arguments: drawn faces, the smallest model, a few minutes on two CPU cores.
+
+    Args:
+        recipe: Where the settings below start from; flags win over it. "paper" is the paper's letter."""
     run_training(config)
 
 
@@ -36,7 +46,7 @@ def evaluate(
     weights: Path,
     out: Path,
     data: DataName = "synthetic",
-    root: Path | None = None,
+    root: Folder = None,
     split: str = "test",
     flip_test: bool = False,
     device: str = "auto",
@@ -53,6 +63,15 @@ def evaluate(
         flip_test: Average with the mirrored picture.
         device: auto, cpu or cuda.
         amp: Precision of the network."""
+    report = measure(find_weights(weights), data, root, split, flip_test=flip_test, device=device, amp=amp)
+    write_report(report, out)
+    print(format_report(report))
+
+
+def measure(
+    weights: Path, data: str, root: Path | None, split: str, *, flip_test: bool, device: str, amp: Precision
+) -> Report:
+    """The report on a weights file's predictions for a split. InputError when they name other landmarks."""
     model, description = load_weights(weights)
     faces = read_faces(data, root, split, layout=description.layout, count=200)
     if faces.layout.name != description.layout.name:
@@ -62,41 +81,35 @@ def evaluate(
         )
     target = find_device(device)
     crops = cut_faces(faces, model.config.input_size, CROP_MARGIN)
-    predicted, _ = predict_crops(
-        model.to(target),
-        crops,
-        faces.layout,
-        sigma=description.sigma,
-        flip_test=flip_test,
-        dtype=find_precision(amp, target),
-    )
+    settings = {"sigma": description.sigma, "flip_test": flip_test, "dtype": find_precision(amp, target)}
+    predicted, _ = predict_crops(model.to(target), crops, faces.layout, **settings)
+    chosen = f"chosen on {description.chosen_on}" if description.chosen_on else "the last, chosen on nothing"
     protocol = Protocol.of(
         faces,
         data_set=data,
         box_rule=f"ground-truth landmarks x {CROP_MARGIN}",
         flip_test=flip_test,
-        weights=f"{find_weights(weights)} (epoch {description.epoch}, {_chosen(description.chosen_on)})",
+        weights=f"{weights} (epoch {description.epoch}, {chosen})",
     )
-    report = evaluate_predictions(predicted, faces, protocol)
-    write_report(report, out)
-    print(format_report(report))
-
-
-def _chosen(chosen_on: str) -> str:
-    return f"chosen on {chosen_on}" if chosen_on else "the last, chosen on nothing"
+    return evaluate_predictions(predicted, faces, protocol)
 
 
 def predict(
     weights: Path,
     input: Path,
     out: Path,
-    box: tuple[float, float, float, float] | None = None,
+    box: Box = None,
     whole_picture: bool = False,
     flip_test: bool = False,
     device: str = "auto",
     amp: Precision = "auto",
 ) -> int:
-    """Landmarks for a picture or every picture below a folder; writes pictures with landmarks and landmarks.json.
+    """Landmarks for a picture or every picture below a folder; exit code 1 when some cannot be used.
+
+    Writes pictures/<name>.jpg with the landmarks drawn, and landmarks.json: {"layout": "300w", "pictures": {<name>:
+    [<face>, ...], ...}, "left_out": [<sentence>, ...]}. A <name> is a picture's path below the input folder, a <face>
+    is {"box": [x0, y0, x1, y1], "landmarks": [[x, y], ...], "scores": [number, ...]} in image px, where the centre of
+    the first pixel is (0, 0).
 
     Args:
         weights: A weights file or a run folder.
@@ -107,48 +120,58 @@ def predict(
         flip_test: Average with the mirrored picture.
         device: auto, cpu or cuda.
         amp: Precision of the network."""
+    if box is not None and whole_picture:
+        raise InputError("box: expected either --box or --whole-picture, got both")
     predictor = Predictor.from_pretrained(weights, device=device, amp=amp)
-    pictures = _find_pictures(input)
-    results, unreadable = {}, []
-    for path in track(pictures, "predicting", console=Console(stderr=True)):
-        name = path.relative_to(input if input.is_dir() else path.parent).as_posix()
+    pictures = _find_pictures(input, out)
+    results, left_out, screen = {}, [], Console(stderr=True)
+    for name, path in track(pictures.items(), "predicting", console=screen, disable=not screen.is_terminal):
         try:
-            image = ImageFile(path).read()
+            image, faces = _predict_picture(predictor, path, box, whole_picture, flip_test)
         except InputError as error:
             if len(pictures) == 1:
                 raise
-            unreadable.append(str(error))
+            left_out.append(str(error))
             continue
-        faces = predictor(image, _boxes(image, box, whole_picture), flip_test=flip_test)
         results[name] = [_face_json(face) for face in faces]
-        for face in faces:
-            image = draw_landmarks(image, face.landmarks, predictor.layout)
         save_image(out / "pictures" / f"{name}.jpg", image)
-    text = json.dumps({"layout": predictor.layout.name, "pictures": results, "unreadable": unreadable}, indent=1)
-    write_atomically(out / "landmarks.json", lambda path: path.write_text(text + "\n"))
+    text = json.dumps({"layout": predictor.layout.name, "pictures": results, "left_out": left_out}, indent=1)
+    write_atomically(out / "landmarks.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
     found, empty = sum(map(len, results.values())), sum(not faces for faces in results.values())
     print(f"{found} faces in {len(results)} pictures, into {out}; {empty} pictures without a face")
-    for sentence in unreadable:
-        print(f"left out: {sentence}")
-    return 1 if unreadable else 0
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
+    return 1 if left_out else 0
 
 
-def _find_pictures(source: Path) -> list[Path]:
+def _predict_picture(
+    predictor: Predictor, path: Path, box: tuple | None, whole_picture: bool, flip_test: bool
+) -> tuple[np.ndarray, list[PredictedFace]]:
+    """The picture with landmarks drawn, and its faces. InputError naming the picture."""
+    image = ImageFile(path).read()
+    height, width = image.shape[:2]
+    boxes = [(-0.5, -0.5, width - 0.5, height - 0.5)] if whole_picture else box and [box]
+    try:
+        faces = predictor(image, boxes, flip_test=flip_test)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    for face in faces:
+        image = draw_landmarks(image, face.landmarks, predictor.layout)
+    return image, faces
+
+
+def _find_pictures(source: Path, out: Path) -> dict[str, Path]:
+    """The pictures to predict, by their names: the file itself, or all below the folder but what `out` holds."""
     if not source.exists():
         raise InputError(f"{source}: no such picture or folder")
     if source.is_file():
-        return [source]
-    pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+        return {source.name: source}
+    found = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in PICTURES and path.is_file())
+    written = (out / "pictures").resolve()
+    pictures = {path.relative_to(source).as_posix(): path for path in found if written not in path.resolve().parents}
     if not pictures:
         raise InputError(f"{source}: no pictures in this folder (looked for {', '.join(sorted(PICTURES))})")
     return pictures
-
-
-def _boxes(image: np.ndarray, box: tuple | None, whole_picture: bool) -> np.ndarray | None:
-    height, width = image.shape[:2]
-    if whole_picture:
-        return np.array([[0, 0, width - 1, height - 1]], np.float64)
-    return None if box is None else np.array([box])
 
 
 def _face_json(face: PredictedFace) -> dict:
@@ -171,6 +194,9 @@ def check(data: Literal["300w", "wflw", "cofw"], root: Path, sheet: Path = Path(
 
 def info() -> None:
     """Say what was built and which backend each op will use here."""
-    from iact.ops.info import describe
+    from iact.ops.info import report
 
-    print(describe())
+    table = Table(show_header=False, box=None)
+    for name, value in report().items():
+        table.add_row(name, value)
+    Console(soft_wrap=True).print(table)

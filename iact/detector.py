@@ -8,9 +8,9 @@ import numpy as np
 
 from iact.errors import InputError
 
-# Median centre (in sides of the Haar box) and size of the 68-landmark box, width and height, fitted by
-# benchmarks/fit_detector.py on the 300W training faces that the cascade finds.
-HAAR_TO_LANDMARKS = (0.0, 0.13, 0.78, 0.80)
+# From a Haar box to the square around the landmarks, in sides of the Haar box: shift of the centre to the right and
+# down, and side. Medians over the 300W training faces, fitted by benchmarks/fit_detector.py.
+HAAR_TO_LANDMARKS = (0.0, 0.16, 0.90)
 
 
 @cache
@@ -23,20 +23,29 @@ def _cascade() -> cv2.CascadeClassifier:
 
 
 def haar_boxes(image: np.ndarray) -> np.ndarray:
-    """The cascade's own square boxes (x0, y0, x1, y1) [N, 4] in an RGB image [H, W, 3], largest first."""
+    """The cascade's own square boxes (x0, y0, x1, y1) [N, 4] in an RGB image [H, W, 3], largest first.
+
+    A box centred inside a larger one is left out: it is an eye or a mouth far more often than a second face."""
     grey = cv2.equalizeHist(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
     smallest = max(24, min(grey.shape) // 20)
     found = _cascade().detectMultiScale(grey, scaleFactor=1.1, minNeighbors=4, minSize=(smallest, smallest))
-    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in found], np.float64).reshape(-1, 4)
-    return boxes[np.argsort(boxes[:, 0] - boxes[:, 2], kind="stable")]
+    kept = []
+    for x, y, side, _ in sorted(found, key=lambda box: -box[2]):
+        centre_x, centre_y = x + side / 2, y + side / 2
+        if not any(x0 < centre_x < x1 and y0 < centre_y < y1 for x0, y0, x1, y1 in kept):
+            kept.append((x, y, x + side, y + side))
+    return np.array(kept, np.float64).reshape(-1, 4)
+
+
+def to_landmark_boxes(boxes: np.ndarray) -> np.ndarray:
+    """The squares (x0, y0, x1, y1) [N, 4] that hold the landmarks of faces with these Haar boxes [N, 4], by median."""
+    *shift, ratio = HAAR_TO_LANDMARKS
+    side = boxes[:, 2:] - boxes[:, :2]
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + np.array(shift) * side
+    return np.concatenate([centre - ratio * side / 2, centre + ratio * side / 2], axis=1)
 
 
 def detect_faces(image: np.ndarray) -> np.ndarray:
-    """Boxes (x0, y0, x1, y1) [N, 4] as tight around the landmarks as can be told from the detector, largest first."""
-    boxes = haar_boxes(image)
-    shift_x, shift_y, wide, high = HAAR_TO_LANDMARKS
-    side = boxes[:, 2] - boxes[:, 0]
-    centre_x = (boxes[:, 0] + boxes[:, 2]) / 2 + shift_x * side
-    centre_y = (boxes[:, 1] + boxes[:, 3]) / 2 + shift_y * side
-    half_x, half_y = wide * side / 2, high * side / 2
-    return np.stack([centre_x - half_x, centre_y - half_y, centre_x + half_x, centre_y + half_y], axis=-1)
+    """Squares (x0, y0, x1, y1) [N, 4] around the landmarks of the faces found in an RGB image [H, W, 3], as near as
+    the detector can tell; largest first."""
+    return to_landmark_boxes(haar_boxes(image))

@@ -1,7 +1,7 @@
 """Pictures through the network to landmarks: the one path that evaluation, training and the predictor share."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from iact.layouts import Layout
 from iact.model import IACT, normalise
 
 Precision = Literal["auto", "bf16", "fp16", "off"]
+BATCH_SIZE = 64
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,13 +27,19 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"device: expected auto, cpu or cuda[:N], got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: expected auto, cpu or cuda[:N], got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device: {name} asked for, but {torch.cuda.device_count()} CUDA devices are visible")
     return device
 
 
 def find_precision(amp: Precision, device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to, or None. "auto" is bf16 on CUDA and on CPUs with bf16 arithmetic, else nothing."""
+    """The dtype to autocast to, or None. "auto" is bf16 on CUDA and on CPUs with bf16 arithmetic, else nothing.
+
+    InputError for an unknown precision."""
+    if amp not in get_args(Precision):
+        raise InputError(f"amp: expected one of {', '.join(get_args(Precision))}, got {amp!r}")
     if amp == "auto":
         fast = device.type == "cuda" or torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if fast else None
@@ -61,23 +68,30 @@ def predict_batch(
 
 
 def predict_crops(
+    model: IACT, crops: Crops, layout: Layout, *, sigma: float = SIGMA, flip_test: bool = False, dtype=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks [N, K, 2] in *image* px (float64) and scores [N, K] of faces cut to the model's input size."""
+    return predict_cuts(model, crops.pictures, crops.matrices, layout, sigma=sigma, flip_test=flip_test, dtype=dtype)
+
+
+def predict_cuts(
     model: IACT,
-    crops: Crops,
+    pictures: torch.Tensor,
+    matrices: np.ndarray,
     layout: Layout,
     *,
     sigma: float = SIGMA,
     flip_test: bool = False,
     dtype: torch.dtype | None = None,
-    batch_size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Landmarks [N, K, 2] in *image* px (float64) and scores [N, K] of faces cut to the model's input size."""
+    """Landmarks [N, K, 2] in *image* px (float64) and scores [N, K] of pictures uint8 [N, 3, S, S], which `matrices`
+    [N, 2, 3] mapped from image px."""
     device = next(model.parameters()).device
     landmarks, scores = [], []
-    for pictures in crops.pictures.split(batch_size):
+    for part in pictures.split(BATCH_SIZE):
         points, score = predict_batch(
-            model, pictures.to(device).float(), layout, sigma=sigma, flip_test=flip_test, dtype=dtype
+            model, part.to(device).float(), layout, sigma=sigma, flip_test=flip_test, dtype=dtype
         )
         landmarks.append(points.double().cpu())
         scores.append(score.cpu())
-    in_crop = torch.cat(landmarks).numpy()
-    return transform_points(in_crop, invert(crops.matrices)), torch.cat(scores).numpy()
+    return transform_points(torch.cat(landmarks).numpy(), invert(matrices)), torch.cat(scores).numpy()

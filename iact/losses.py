@@ -1,5 +1,6 @@
 """Training losses over predicted heatmaps: the heatmap's own, and one on the coordinates it decodes to."""
 
+import math
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from iact import heatmaps as codec
 from iact import ops
 
 HeatmapLoss = Literal["smooth_wing", "adaptive_wing", "mse"]
+CoordinateLoss = Literal["smooth_l1", "wing"]
 
 
 def mse_loss(
@@ -20,22 +22,31 @@ def mse_loss(
     return (error if visible is None else error * visible[..., None, None]).mean()
 
 
-def wing_loss(pred: torch.Tensor, target: torch.Tensor, width: float = 10.0, curvature: float = 2.0) -> torch.Tensor:
-    """Mean Wing loss (Feng et al. 2018, eq. 5) of coordinates of any shape, in px of the network's input."""
+def wing_loss(pred: torch.Tensor, target: torch.Tensor, width: float, curvature: float) -> torch.Tensor:
+    """The Wing loss of each coordinate (Feng et al. 2018, eq. 5), in the px that `width` and `curvature` are in."""
     error = (pred - target).abs()
-    offset = width - width * torch.log1p(torch.tensor(width / curvature))
-    return torch.where(error < width, width * torch.log1p(error / curvature), error - offset).mean()
+    offset = width - width * math.log1p(width / curvature)
+    return torch.where(error < width, width * torch.log1p(error / curvature), error - offset)
 
 
 def coordinate_loss(
-    pred: torch.Tensor, landmarks: torch.Tensor, visible: torch.Tensor | None, radius: int, knee: float
+    pred: torch.Tensor,
+    landmarks: torch.Tensor,
+    visible: torch.Tensor | None,
+    radius: int,
+    kind: CoordinateLoss = "smooth_l1",
 ) -> torch.Tensor:
-    """Mean smooth-L1 (scalar, heatmap px) between landmarks [B, K, 2] and what the heatmaps [B, K, H, W] decode to.
+    """The mean loss (scalar, heatmap px) between landmarks [B, K, 2] and what the heatmaps [B, K, H, W] decode to.
 
-    The decoding is the window mean of inference, differentiated at a fixed window."""
+    The decoding is the window mean of inference, differentiated at a fixed window. "smooth_l1" has its knee at 0.3
+    heatmap px; "wing" has the published 10 and 2 px of a 256 px input, which are 2.5 and 0.5 heatmap px."""
     peak, _ = codec.brightest_pixel(pred.detach())
     decoded = codec.window_mean(pred, peak, radius)
-    error = F.smooth_l1_loss(decoded, landmarks, beta=knee, reduction="none").sum(-1)
+    if kind == "wing":
+        error = wing_loss(decoded, landmarks, width=2.5, curvature=0.5)
+    else:
+        error = F.smooth_l1_loss(decoded, landmarks, beta=0.3, reduction="none")
+    error = error.sum(-1)
     return (error if visible is None else error * visible).mean()
 
 
@@ -47,6 +58,7 @@ def landmark_loss(
     kind: HeatmapLoss,
     sigma: float,
     map_factor: float,
+    coordinates: CoordinateLoss,
     coordinate_weight: float,
     seed: torch.Tensor,
 ) -> torch.Tensor:
@@ -57,5 +69,5 @@ def landmark_loss(
         loss = ops.heatmap_loss(pred, landmarks, visible, kind=kind, sigma=sigma, seed=seed, map_factor=map_factor)
     if coordinate_weight:
         radius = codec.window_radius(sigma)
-        loss = loss + coordinate_weight * coordinate_loss(pred, landmarks, visible, radius, knee=0.3)
+        loss = loss + coordinate_weight * coordinate_loss(pred, landmarks, visible, radius, coordinates)
     return loss

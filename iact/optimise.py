@@ -54,6 +54,10 @@ class AveragedModel:
         torch._foreach_lerp_(self._averaged, current, 1 - decay)
         torch._foreach_copy_(self._copied, exact)
 
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers; once a weight of the model was none, an average with it never is."""
+        return bool(torch.stack([tensor.isfinite().all() for tensor in self._averaged]).all())
+
 
 def _state(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The floating-point tensors of a model's state, and the others (counters)."""

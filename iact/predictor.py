@@ -10,8 +10,8 @@ import torch
 from iact.checkpoint import Description, load_weights
 from iact.detector import detect_faces
 from iact.errors import InputError
-from iact.geometry import crop_matrix, cut, invert, transform_points
-from iact.inference import Precision, find_device, find_precision, predict_batch
+from iact.geometry import crop_matrix, cut
+from iact.inference import Precision, find_device, find_precision, predict_cuts
 from iact.layouts import Layout
 from iact.model import IACT
 
@@ -48,7 +48,9 @@ class Predictor:
         self, image: np.ndarray, boxes: Sequence | np.ndarray | None = None, flip_test: bool = False
     ) -> list[PredictedFace]:
         """The faces of an RGB image uint8 [H, W, 3]: those in `boxes` [N, 4] (x0, y0, x1, y1, tight around the
-        landmarks), or those that the detector finds, largest first. InputError for an image or a box of no use."""
+        landmarks), in their order, or those that the detector finds, largest first; none where it finds none.
+
+        `flip_test` averages with the mirrored picture. InputError for an image or a box of no use."""
         _check_image(image)
         boxes = detect_faces(image) if boxes is None else _check_boxes(boxes, image)
         if not len(boxes):
@@ -56,13 +58,16 @@ class Predictor:
         size = self.model.config.input_size
         matrices = np.stack([crop_matrix(box, size) for box in boxes])
         crops = np.stack([cut(image, matrix, size) for matrix in matrices])
-        pictures = torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device).float()
-        landmarks, scores = predict_batch(
-            self.model, pictures, self.layout, sigma=self.description.sigma, flip_test=flip_test, dtype=self.dtype
+        landmarks, scores = predict_cuts(
+            self.model,
+            torch.from_numpy(crops).permute(0, 3, 1, 2),
+            matrices,
+            self.layout,
+            sigma=self.description.sigma,
+            flip_test=flip_test,
+            dtype=self.dtype,
         )
-        points = transform_points(landmarks.double().cpu().numpy(), invert(matrices))
-        rows = zip(boxes, points, scores.cpu().numpy(), strict=True)
-        return [PredictedFace(box, landmarks, scores) for box, landmarks, scores in rows]
+        return [PredictedFace(*face) for face in zip(boxes, landmarks, scores, strict=True)]
 
 
 def _check_image(image: np.ndarray) -> None:
@@ -74,15 +79,18 @@ def _check_image(image: np.ndarray) -> None:
 
 
 def _check_boxes(boxes: Sequence | np.ndarray, image: np.ndarray) -> np.ndarray:
-    boxes = np.asarray(boxes, np.float64)
+    try:
+        boxes = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"boxes: expected numbers [N, 4] (x0, y0, x1, y1), got {boxes!r}") from None
     if boxes.size == 0:
         return boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InputError(f"boxes: expected [N, 4] (x0, y0, x1, y1), got shape {boxes.shape}")
     height, width = image.shape[:2]
     for i, (x0, y0, x1, y1) in enumerate(boxes):
-        if not np.isfinite(boxes[i]).all():
-            raise InputError(f"boxes: box {i} holds a number that is not finite: {boxes[i].tolist()}")
+        if not (np.abs(boxes[i]) < 1e9).all():
+            raise InputError(f"boxes: box {i} should hold finite numbers below 1e9, got {boxes[i].tolist()}")
         if not (x1 > x0 and y1 > y0):
             raise InputError(f"boxes: box {i} is empty: expected x0 < x1 and y0 < y1, got {boxes[i].tolist()}")
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:

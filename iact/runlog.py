@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from iact.data.crops import Crops
 from iact.data.faces import Faces
+from iact.errors import InputError
 from iact.files import write_atomically
 from iact.geometry import transform_points
 from iact.layouts import Layout
@@ -27,7 +28,7 @@ class RunLog:
     def __init__(self, folder: Path, epochs: int, steps_per_epoch: int, epochs_done: int):
         self.folder, self.epochs = folder, epochs
         self.console = Console()
-        self.rows = [row for row in _read_rows(folder / LOG) if int(row["epoch"]) <= epochs_done]
+        self.rows = _read_rows(folder / LOG, epochs_done)
         self.events = SummaryWriter(str(folder), purge_step=epochs_done + 1)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -39,9 +40,9 @@ class RunLog:
             console=self.console,
         )
         total, done = epochs * steps_per_epoch, epochs_done * steps_per_epoch
-        epoch = f"{epochs_done + 1}/{epochs}"
-        self.task = self.bar.add_task("train", total=total, completed=done, epoch=epoch, loss=np.nan, rate=0.0)
-        self._restart_clock()
+        label = self._label(epochs_done)
+        self.task = self.bar.add_task("train", total=total, completed=done, epoch=label, loss=np.nan, rate=0.0)
+        self.start_epoch()
 
     def __enter__(self) -> "RunLog":
         self.bar.start()
@@ -51,30 +52,34 @@ class RunLog:
         self.bar.stop()
         self.events.close()
 
-    def _restart_clock(self) -> None:
-        self.images, self.started = 0, time.perf_counter()
+    def _label(self, epochs_done: int) -> str:
+        return f"{min(epochs_done + 1, self.epochs)}/{self.epochs}"
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def start_epoch(self) -> None:
+        """Starts the clock of the images/s, which count training alone."""
+        self.images, self.rate, self.started = 0, 0.0, time.perf_counter()
 
     def advance(self, images: int) -> None:
         self.images += images
         self.bar.advance(self.task)
 
     def show(self, loss: float) -> None:
-        self.bar.update(self.task, loss=loss, rate=self.images / (time.perf_counter() - self.started))
+        self.rate = self.images / (time.perf_counter() - self.started)
+        self.bar.update(self.task, loss=loss, rate=self.rate)
 
     def record(self, epoch: int, **values: float) -> None:
         """A row of log.csv and the same numbers for TensorBoard, with the speed of the epoch."""
-        values["images_per_second"] = self.images / (time.perf_counter() - self.started)
+        values["images_per_second"] = self.rate
         self.rows.append({"epoch": epoch, **{name: f"{value:.6g}" for name, value in values.items()}})
         write_atomically(self.folder / LOG, lambda path: path.write_text(_as_csv(self.rows)))
         for name, value in values.items():
             self.events.add_scalar(name, value, epoch)
         self.events.flush()
         self.say("  ".join(f"{name} {value}" for name, value in self.rows[-1].items()))
-        self.bar.update(self.task, epoch=f"{min(epoch + 1, self.epochs)}/{self.epochs}")
-        self._restart_clock()
+        self.bar.update(self.task, epoch=self._label(epoch))
 
     def picture(self, epoch: int, crops: Crops, faces: Faces, predicted: np.ndarray, layout: Layout) -> None:
         """A sheet of faces with truth and prediction [N, K, 2] (image px) drawn, as a file and for TensorBoard."""
@@ -94,8 +99,13 @@ def _draw(crops: Crops, faces: Faces, predicted: np.ndarray, layout: Layout, i: 
     return draw_landmarks(picture, truth, layout, found)
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+def _read_rows(path: Path, epochs: int) -> list[dict[str, str]]:
+    """The rows of the first `epochs` epochs."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+        return [row for row in rows if int(row["epoch"]) <= epochs]
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not the log of a run ({error!r})") from None
 
 
 def _as_csv(rows: list[dict]) -> str:

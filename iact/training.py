@@ -2,38 +2,29 @@
 
 Every random draw depends on (seed, epoch, step) alone, so a run that was killed goes on as if it never had been."""
 
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from iact import metrics
-from iact.checkpoint import (
-    RESUME,
-    WEIGHTS,
-    Description,
-    load_resume,
-    load_weights,
-    save_resume,
-    save_weights,
-)
-from iact.config import TrainConfig
+from iact.checkpoint import RESUME, WEIGHTS, Description, load_resume, load_weights, save_resume, save_weights
+from iact.config import TrainConfig, default_epochs
 from iact.data import read_faces
 from iact.data.augment import draw_batch
 from iact.data.crops import TRAINING_MARGIN, Crops, cut_faces, training_size
 from iact.data.faces import Face, Faces
 from iact.errors import InputError, TrainingStopped
-from iact.files import write_atomically
 from iact.geometry import CROP_MARGIN, to_heatmap
 from iact.inference import autocast, find_device, find_precision, predict_crops
 from iact.layouts import Layout, find_layout
 from iact.losses import landmark_loss
 from iact.model import IACT, create_model, normalise
 from iact.optimise import AveragedModel, build_optimiser, learning_rate, set_learning_rate
-from iact.runlog import RunLog
+from iact.runfolder import choose_folder, save_settings
+from iact.runlog import SHOWN, RunLog
 
 
 @dataclass
@@ -46,11 +37,14 @@ class Run:
     model: IACT
     averaged: AveragedModel
     optimiser: torch.optim.Optimizer
+    dtype: torch.dtype | None  # that the network computes in; None: float32
+    scaler: torch.amp.GradScaler
     train: Crops
-    held_out: Crops | None
-    held_out_faces: Faces | None
+    measured: Crops  # the faces held out, or a few training faces where none are
+    measured_faces: Faces
+    holds_out: bool
     epoch: int = 0  # epochs done
-    best: float = math.inf  # NME of the best epoch on the faces held out
+    best: float = math.inf  # NME of the best epoch on the measured faces
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,49 +58,64 @@ class Run:
 def train(config: TrainConfig) -> Path:
     """Runs the training that `config` describes and returns the run folder. InputError for input that cannot be used,
     TrainingStopped when the loss is no longer a number."""
-    folder = _open_folder(config)
+    config = config if config.epochs is not None else replace(config, epochs=default_epochs(config.data))
+    _check_numbers(config)
+    folder = choose_folder(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     run = _prepare(config, folder)
-    device, dtype = run.train.pictures.device, find_precision(config.amp, run.train.pictures.device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    save_settings(config, folder)
     with RunLog(folder, config.epochs, run.steps_per_epoch, run.epoch) as log:
-        log.say(_summary(run, device, dtype))
+        log.say(_summary(run))
         while run.epoch < config.epochs:
-            loss = _train_epoch(run, log, dtype, scaler)
+            loss = _train_epoch(run, log)
             run.epoch += 1
-            _finish_epoch(run, log, loss, dtype)
+            _finish_epoch(run, log, loss)
         log.say(f"done: {folder / WEIGHTS['best']} (best) and {WEIGHTS['last']}")
     return folder
 
 
-def _train_epoch(run: Run, log: RunLog, dtype: torch.dtype | None, scaler: torch.amp.GradScaler) -> float:
+def _check_numbers(config: TrainConfig) -> None:
+    least = {"epochs": 1, "batch_size": 1, "seed": 0, "threads": 0, "warmup_steps": 0, "weight_decay": 0.0}
+    least |= {"clip": 0.0, "ema_faces": 0.0, "map_factor": 0.0, "coordinate_weight": 0.0}
+    for name, value in least.items():
+        if not getattr(config, name) >= value:
+            raise InputError(f"{name}: expected at least {value}, got {getattr(config, name)}")
+    for name in ("learning_rate", "sigma"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise InputError(f"{name}: expected a number above 0, got {getattr(config, name)}")
+
+
+def _train_epoch(run: Run, log: RunLog) -> float:
     """One pass over the training faces; the mean loss."""
     config = run.config
     run.model.train()
+    log.start_epoch()
     order = _shuffle(len(run.train), config.seed, run.epoch)
     total_steps, first = config.epochs * run.steps_per_epoch, run.step
     total = torch.zeros((), device=run.train.pictures.device)
     for i, indices in enumerate(order.split(config.batch_size)[: run.steps_per_epoch]):
         step = first + i
         set_learning_rate(run.optimiser, learning_rate(config, step, total_steps))
-        loss = _train_step(run, indices, step, dtype, scaler)
+        loss = _train_step(run, indices, step)
         run.averaged.update(run.model, step)
         total += loss
         log.advance(len(indices))
         if (i + 1) % 50 == 0 or i + 1 == run.steps_per_epoch:
-            _stop_unless_finite(total, run)
-            log.show(loss=float(total) / (i + 1))
-    return float(total) / run.steps_per_epoch
+            mean = float(total) / (i + 1)
+            _stop_unless(math.isfinite(mean), "the loss is", run)
+            log.show(loss=mean)
+    _stop_unless(run.averaged.is_finite(), "the weights are", run)
+    return mean
 
 
-def _train_step(run: Run, indices: torch.Tensor, step: int, dtype, scaler) -> torch.Tensor:
+def _train_step(run: Run, indices: torch.Tensor, step: int) -> torch.Tensor:
     """One batch: augment, forward, loss, backward, update. The detached loss."""
     config, model = run.config, run.model
     seed = _mix_seed(config.seed, step)
     batch = draw_batch(run.train, indices, model.config.input_size, run.layout, config.augmentation, seed)
     pictures = normalise(batch.pictures).contiguous(memory_format=torch.channels_last)
-    with autocast(pictures.device, dtype):
+    with autocast(pictures.device, run.dtype):
         heatmaps = model(pictures)
     loss = landmark_loss(
         heatmaps,
@@ -115,49 +124,54 @@ def _train_step(run: Run, indices: torch.Tensor, step: int, dtype, scaler) -> to
         kind=config.loss,
         sigma=config.sigma,
         map_factor=config.map_factor,
+        coordinates=config.coordinates,
         coordinate_weight=config.coordinate_weight,
         seed=torch.tensor(seed, device=pictures.device),
     )
     run.optimiser.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
+    run.scaler.scale(loss).backward()
     if config.clip:
-        scaler.unscale_(run.optimiser)
+        run.scaler.unscale_(run.optimiser)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    scaler.step(run.optimiser)
-    scaler.update()
+    run.scaler.step(run.optimiser)
+    run.scaler.update()
     return loss.detach()
 
 
-def _finish_epoch(run: Run, log: RunLog, loss: float, dtype: torch.dtype | None) -> None:
-    """Measures the averaged model on the faces held out, then writes pictures, weights and checkpoint."""
-    shown, faces = (run.held_out, run.held_out_faces) if run.held_out is not None else (None, None)
-    nme = math.nan
-    if shown is not None:
-        predicted, _ = predict_crops(run.averaged.module, shown, run.layout, sigma=run.config.sigma, dtype=dtype)
-        truth = np.stack([face.landmarks for face in faces.records])
-        nme = float(metrics.nme(predicted, truth, metrics.interocular(truth, run.layout)).mean())
-        log.picture(run.epoch, shown, faces, predicted, run.layout)
-    log.record(epoch=run.epoch, loss=loss, nme_held_out=nme, learning_rate=run.optimiser.param_groups[0]["lr"])
-    better = nme < run.best or run.held_out is None
-    run.best = min(run.best, nme) if run.held_out is not None else run.best
+def _finish_epoch(run: Run, log: RunLog, loss: float) -> None:
+    """Measures the averaged model, then writes log, weights and checkpoint."""
+    nme, rate = _measure(run, log), run.optimiser.param_groups[0]["lr"]
+    measured = "nme_held_out" if run.holds_out else "nme_training"
+    log.record(epoch=run.epoch, loss=loss, **{measured: nme}, learning_rate=rate)
+    better = nme < run.best or not run.holds_out
+    if better:
+        run.best = nme
     _save(run, better)
 
 
+def _measure(run: Run, log: RunLog) -> float:
+    """The mean NME (%) of the averaged model on the measured faces, whose picture goes to the log."""
+    model, sigma = run.averaged.module, run.config.sigma
+    predicted, _ = predict_crops(model, run.measured, run.layout, sigma=sigma, dtype=run.dtype)
+    truth = np.stack([face.landmarks for face in run.measured_faces.records])
+    log.picture(run.epoch, run.measured, run.measured_faces, predicted, run.layout)
+    return float(metrics.nme(predicted, truth, metrics.interocular(truth, run.layout)).mean())
+
+
 def _save(run: Run, better: bool) -> None:
-    chosen_on = f"{len(run.held_out)} held-out training faces" if run.held_out is not None else ""
     trained_on = f"{run.config.data} {run.config.split}, {len(run.train)} faces"
-    description = Description(
-        run.model.config, run.layout, run.config.sigma, run.epoch, trained_on, chosen_on if better else ""
-    )
+    last = Description(run.model.config, run.layout, run.config.sigma, run.epoch, trained_on, chosen_on="")
     if better:
-        save_weights(run.folder / WEIGHTS["best"], run.averaged.module, description)
-    save_weights(run.folder / WEIGHTS["last"], run.averaged.module, description)
+        chosen_on = f"{len(run.measured)} held-out training faces" if run.holds_out else ""
+        save_weights(run.folder / WEIGHTS["best"], run.averaged.module, replace(last, chosen_on=chosen_on))
+    save_weights(run.folder / WEIGHTS["last"], run.averaged.module, last)
     state = {
         "epoch": run.epoch,
         "best": run.best,
         "model": run.model.state_dict(),
         "averaged": run.averaged.module.state_dict(),
         "optimiser": run.optimiser.state_dict(),
+        "scaler": run.scaler.state_dict(),
     }
     save_resume(run.folder / RESUME, state)
 
@@ -173,7 +187,10 @@ def _prepare(config: TrainConfig, folder: Path) -> Run:
         count=config.synthetic_faces,
         seed=config.seed,
     )
-    train_faces, held_out_faces = _hold_out(faces, config.hold_out, config.seed)
+    train_faces, measured_faces = _hold_out(faces, config.hold_out, config.seed)
+    holds_out = len(measured_faces) > 0
+    if not holds_out:
+        measured_faces = replace(train_faces, records=train_faces.records[:SHOWN])
     torch.manual_seed(config.seed)
     model = create_model(
         config.model,
@@ -183,10 +200,10 @@ def _prepare(config: TrainConfig, folder: Path) -> Run:
         feature_attention=config.feature_attention,
         channel_attention=config.channel_attention,
     )
-    if config.start_from is not None:
+    if config.start_from is not None and not config.resume:
         _start_from(model, config.start_from)
     model = model.to(device, memory_format=torch.channels_last)
-    size = model.config.input_size
+    size, dtype = model.config.input_size, find_precision(config.amp, device)
     run = Run(
         config=config,
         folder=folder,
@@ -194,9 +211,12 @@ def _prepare(config: TrainConfig, folder: Path) -> Run:
         model=model,
         averaged=AveragedModel(model, config.ema_faces, config.batch_size),
         optimiser=build_optimiser(model, config),
+        dtype=dtype,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         train=_to(cut_faces(train_faces, training_size(size), TRAINING_MARGIN), device),
-        held_out=cut_faces(held_out_faces, size, CROP_MARGIN) if len(held_out_faces) else None,
-        held_out_faces=held_out_faces,
+        measured=cut_faces(measured_faces, size, CROP_MARGIN),
+        measured_faces=measured_faces,
+        holds_out=holds_out,
     )
     if config.resume:
         _restore(run)
@@ -209,20 +229,21 @@ def _restore(run: Run) -> None:
         run.model.load_state_dict(state["model"])
         run.averaged.module.load_state_dict(state["averaged"])
         run.optimiser.load_state_dict(state["optimiser"])
-        run.epoch, run.best = state["epoch"], state["best"]
-    except (KeyError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{run.folder / RESUME}: made by a run with other settings ({first})") from None
+        if state.get("scaler"):  # empty unless the run computed in float16
+            run.scaler.load_state_dict(state["scaler"])
+        run.epoch, run.best = int(state["epoch"]), float(state["best"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{run.folder / RESUME}: not a checkpoint of this run ({reason})") from None
 
 
 def _start_from(model: IACT, path: Path) -> None:
     """Copies every tensor that fits; only the head may differ."""
-    source, _ = load_weights(path)
-    own = model.state_dict()
-    fitting = {name: tensor for name, tensor in source.state_dict().items() if own[name].shape == tensor.shape}
-    lost = [name for name in own if name not in fitting and not name.startswith("head.1")]
-    if lost:
-        raise InputError(f"{path}: weights of another model ({lost[0]} has another shape)")
+    own, given = model.state_dict(), load_weights(path)[0].state_dict()
+    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
+    misfits = sorted(name for name in {*own, *given} - {*fitting} if not name.startswith("head.1."))
+    if misfits:
+        raise InputError(f"{path}: weights of another model than the one to train ({misfits[0]} does not fit)")
     model.load_state_dict({**own, **fitting})
 
 
@@ -246,37 +267,18 @@ def _hold_out(faces: Faces, share: float, seed: int) -> tuple[Faces, Faces]:
         if len(kept_aside) >= round(share * len(faces)):
             break
         kept_aside.update(face.name for face in groups[i])
+    if kept_aside and len(kept_aside) == len(faces):
+        raise InputError(f"hold-out: a share of {share} of {len(faces)} faces leaves none to train on")
     sides = [tuple(face for face in faces.records if (face.name in kept_aside) == aside) for aside in (False, True)]
     return Faces(faces.layout, faces.split, sides[0], faces.missing), Faces(faces.layout, "held out", sides[1])
 
 
-def _open_folder(config: TrainConfig) -> Path:
-    """The run folder, with the settings in it. A folder that holds a run is only touched to resume it."""
-    folder = config.out or _free_folder(Path("runs") / f"{config.data}-{config.model}", config.resume)
-    if not config.resume and (folder / RESUME).exists():
-        raise InputError(f"{folder} holds a run already: pass --resume to continue it, or another --out")
-    if config.resume and not (folder / RESUME).exists():
-        raise InputError(f"{folder / RESUME}: no checkpoint to resume from")
-    text = json.dumps(config.to_json(), indent=2) + "\n"
-    write_atomically(folder / "config.json", lambda path: path.write_text(text))
-    return folder
-
-
-def _free_folder(wanted: Path, resume: bool) -> Path:
-    if resume:
-        return wanted
-    number = 1
-    while (candidate := wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")).exists():
-        number += 1
-    return candidate
-
-
-def _summary(run: Run, device: torch.device, dtype: torch.dtype | None) -> str:
-    precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    aside = 0 if run.held_out is None else len(run.held_out)
+def _summary(run: Run) -> str:
+    precision = "float32" if run.dtype is None else str(run.dtype).removeprefix("torch.")
+    aside = len(run.measured) if run.holds_out else 0
     return (
         f"{run.config.model}, {run.layout.num_landmarks} landmarks, {len(run.train)} faces of {run.config.data} "
-        f"{run.config.split} ({aside} more held out), {device.type} {precision}, into {run.folder}"
+        f"{run.config.split} ({aside} more held out), {run.train.pictures.device.type} {precision}, into {run.folder}"
     )
 
 
@@ -288,8 +290,8 @@ def _mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _stop_unless_finite(total: torch.Tensor, run: Run) -> None:
-    if not math.isfinite(float(total)):
+def _stop_unless(finite: bool, what: str, run: Run) -> None:
+    if not finite:
         last = run.folder / WEIGHTS["last"]
         kept = f"the last good weights are {last}" if last.exists() else "no epoch was finished before"
-        raise TrainingStopped(f"the loss is not finite in epoch {run.epoch + 1}; {kept}")
+        raise TrainingStopped(f"{what} not finite in epoch {run.epoch + 1}; {kept}")

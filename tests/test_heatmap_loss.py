@@ -96,13 +96,21 @@ def test_wrong_arguments_are_named(arguments, words):
         ops.heatmap_loss(**{"pred": pred, "landmarks": points, **arguments})
 
 
-def test_coordinate_loss_is_zero_at_the_truth_and_pulls_towards_it():
+@pytest.mark.parametrize("kind", ["smooth_l1", "wing"])
+def test_coordinate_loss_is_zero_at_the_truth_and_pulls_towards_it(kind):
     truth = torch.tensor([[[10.0, 12.0], [20.0, 9.0]]])
-    assert coordinate_loss(encode_heatmaps(truth, 32, 32), truth, None, 5, 0.3) < 1e-6
+    assert coordinate_loss(encode_heatmaps(truth, 32, 32), truth, None, 5, kind) < 1e-5
     pred = encode_heatmaps(truth + 0.6, 32, 32, seed=torch.tensor(0)).requires_grad_()
-    before = coordinate_loss(pred, truth, None, 5, 0.3)
+    before = coordinate_loss(pred, truth, None, 5, kind)
     (grad,) = torch.autograd.grad(before, pred)
-    assert coordinate_loss(pred - 0.5 * grad, truth, None, 5, 0.3) < before
+    assert coordinate_loss(pred - 0.5 * grad, truth, None, 5, kind) < before
+
+
+def test_coordinate_loss_leaves_invisible_landmarks_out():
+    truth = torch.tensor([[[10.0, 12.0], [20.0, 9.0]]])
+    pred = encode_heatmaps(truth + torch.tensor([[[0.0], [3.0]]]), 32, 32)
+    assert coordinate_loss(pred, truth, torch.tensor([[True, False]]), 5) < 1e-5
+    assert coordinate_loss(pred, truth, None, 5) > 1
 
 
 def test_mse_and_wing_against_their_formulas():
@@ -113,4 +121,5 @@ def test_mse_and_wing_against_their_formulas():
     errors = torch.tensor([0.0, 3.0, 10.0, 25.0])
     inner = 10 * torch.log(1 + torch.tensor([0.0, 1.5]))
     outer = torch.tensor([10.0, 25.0]) - (10 - 10 * torch.log(torch.tensor(6.0)))
-    torch.testing.assert_close(wing_loss(errors, torch.zeros(4)), torch.cat([inner, outer]).mean())
+    losses = wing_loss(errors, torch.zeros(4), width=10, curvature=2)
+    torch.testing.assert_close(losses, torch.cat([inner, outer]))

@@ -130,7 +130,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("iact.plots.os.replace", full)
+    monkeypatch.setattr("iact.files.os.replace", full)
     with pytest.raises(InputError, match="face.png: cannot be written .No space left"):
         save_image(path, photograph(9, 9))
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -38,14 +38,20 @@ def cut_faces(faces: Faces, size: int, margin: float, threads: int = 2) -> Crops
     read or a face whose landmarks span no area."""
     if not len(faces):
         raise InputError(f"{faces.layout.name} {faces.split}: no faces in this split")
+    pictures = torch.empty(len(faces), 3, size, size, dtype=torch.uint8)
+    matrices = np.empty((len(faces), 2, 3))
+
+    def put(i: int, face: Face) -> None:
+        picture, matrices[i] = _cut_face(face, size, margin)
+        pictures[i] = torch.from_numpy(picture).permute(2, 0, 1)
+
     with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(lambda face: _cut_face(face, size, margin), faces.records))
-    pictures, matrices = (np.stack([part[i] for part in parts]) for i in (0, 1))
+        list(pool.map(put, range(len(faces)), faces.records))  # a list, so that what a thread raises is raised here
     landmarks = np.stack([face.landmarks for face in faces.records])
     everything = np.ones(faces.layout.num_landmarks, bool)
     visible = np.stack([everything if face.visible is None else face.visible for face in faces.records])
     return Crops(
-        pictures=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
+        pictures=pictures,
         landmarks=torch.from_numpy(transform_points(landmarks, matrices)).float(),
         visible=torch.from_numpy(visible),
         matrices=matrices,

@@ -27,13 +27,28 @@ class ImageFile:
     def read(self) -> np.ndarray:
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such picture")
-        image = cv2.imdecode(np.fromfile(self.path, np.uint8), cv2.IMREAD_COLOR) if self.path.stat().st_size else None
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.path}: the picture cannot be read ({error.strerror})") from None
+        if _is_cut_short(data):
+            raise InputError(f"{self.path}: the picture is cut short")
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error:  # an empty file, or more pixels than OpenCV takes on
+            image = None
         if image is None:
             raise InputError(f"{self.path}: not a picture that can be decoded")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG without its end; older decoders fill in the rest without a word."""
+    start, scan, end = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+    return data.startswith(start) and data.rfind(end) < data.rfind(scan)
 
 
 @dataclass(frozen=True, eq=False)

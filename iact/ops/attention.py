@@ -1,4 +1,4 @@
-"""Softmax attention over the pixels of a map (section III-B of the paper, equation 3)."""
+"""Softmax attention over the pixels of a map (the paper, section 2.1.2, equation 3)."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,243 @@
+"""From a picture and boxes to landmarks in it, and the detector that gives boxes where there are none."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from iact import Predictor, create_model, detector
+from iact.checkpoint import Description, save_weights
+from iact.data import read_faces
+from iact.data.synthetic import draw_face
+from iact.errors import InputError
+from iact.geometry import landmark_box, to_heatmap
+from iact.layouts import W300
+
+BACKGROUND, THRESHOLD = 40, 60
+BLOB = np.array([181.3, 140.85])  # image px
+
+
+class BlobFinder(torch.nn.Module):
+    """Stands for a network that is never wrong: every landmark lies on the bright blob of the picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = create_model("iact_t", W300.num_landmarks).config
+        self.sizes = []
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(pictures))
+        weight = (pictures.mean(dim=1) * 64 + 127.5 - THRESHOLD).clamp(min=0)
+        ramp = torch.arange(pictures.shape[-1], dtype=torch.float32)
+        centre = torch.stack([(weight.sum(1) * ramp).sum(-1), (weight.sum(2) * ramp).sum(-1)], dim=-1)
+        centre = to_heatmap(centre / weight.sum((1, 2))[:, None], self.config.stride)
+        x, y = (1 - (torch.arange(self.config.heatmap_size) - centre[:, i, None]).abs() for i in (0, 1))
+        tent = y.clamp(min=0)[:, :, None] * x.clamp(min=0)[:, None, :]  # its mean is the centre exactly
+        return tent[:, None].expand(-1, W300.num_landmarks, -1, -1)
+
+
+def description(model) -> Description:
+    return Description(model.config, W300, 1.5, 1, "drawn faces", "")
+
+
+@pytest.fixture
+def finder() -> Predictor:
+    model = BlobFinder()
+    return Predictor(model, description(model), device="cpu", amp="off")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    model = create_model("iact_t", W300.num_landmarks)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_weights(path, model, description(model))
+    return path
+
+
+def picture(spread: float = 8.0, height: int = 300, width: int = 401) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    distance = (x - BLOB[0]) ** 2 + (y - BLOB[1]) ** 2
+    grey = BACKGROUND + 200 * np.exp(-0.5 * distance / spread**2)
+    return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)
+
+
+BOXES = {
+    "enlarged": (150, 110, 213, 171),
+    "reduced": (60.5, 20.25, 310.5, 260),
+    "reduced much": (-170, -200, 550, 500),
+    "wide": (90, 120, 290, 160),
+    "beyond the left border": (-60, 60, 220, 220),
+    "beyond the lower right corner": (120, 90, 480, 420),
+}
+
+
+@pytest.mark.parametrize("flip_test", [False, True])
+@pytest.mark.parametrize("name", BOXES)
+def test_landmarks_come_back_where_they_are_in_the_picture(finder, name, flip_test):
+    (face,) = finder(picture(), [BOXES[name]], flip_test=flip_test)
+    input_px = np.ptp(np.reshape(BOXES[name], (2, 2)), axis=0).max() * 1.25 / 128  # of one input px, in image px
+    np.testing.assert_allclose(face.landmarks, np.tile(BLOB, (68, 1)), rtol=0, atol=0.02 * input_px)
+    np.testing.assert_array_equal(face.box, BOXES[name])
+    assert face.scores.shape == (68,) and (face.scores >= 0.249).all()  # the least maximum of a tent
+
+
+def test_many_faces_come_back_in_the_order_of_their_boxes(finder):
+    boxes = [(181 - side, 141 - side, 181 + side, 141 + side) for side in range(30, 100)]
+    faces = finder(picture(), boxes)
+    assert [tuple(face.box) for face in faces] == boxes
+    assert np.abs([face.landmarks - BLOB for face in faces]).max() < 0.05
+    assert max(finder.model.sizes) > 1 and max(finder.model.sizes) <= 64  # in batches, yet never all at once
+
+
+@pytest.mark.parametrize("boxes", [BOXES["enlarged"], BOXES["reduced"], BOXES["beyond the left border"]])
+def test_a_flipped_picture_gives_flipped_landmarks(finder, boxes):
+    image, (x0, y0, x1, y1) = picture(), boxes
+    last = image.shape[1] - 1
+    (plain,) = finder(image, [boxes])
+    (mirrored,) = finder(image[:, ::-1], [(last - x1, y0, last - x0, y1)])
+    np.testing.assert_allclose(last - mirrored.landmarks[:, 0], plain.landmarks[:, 0], atol=0.05)
+    np.testing.assert_allclose(mirrored.landmarks[:, 1], plain.landmarks[:, 1], atol=0.05)
+
+
+def test_a_view_of_an_array_is_as_good_as_the_array(weights):
+    predictor = Predictor.from_pretrained(weights, device="cpu", amp="off")
+    image = np.random.default_rng(0).integers(0, 255, (90, 100, 3), np.uint8)
+    views = (image[..., ::-1], image[::2, ::-1], image.transpose(1, 0, 2))
+    for view in views:
+        (seen,), (copied,) = (predictor(array, [(20, 10, 60, 40)]) for array in (view, view.copy()))
+        np.testing.assert_array_equal(seen.landmarks, copied.landmarks)
+
+
+def test_from_pretrained_takes_a_file_a_folder_and_text(weights, tmp_path):
+    (tmp_path / "best.safetensors").write_bytes(weights.read_bytes())
+    image = draw_face(0, 0, W300)[0]
+    faces = [Predictor.from_pretrained(path)(image, [(60, 60, 200, 200)])[0] for path in (str(weights), tmp_path)]
+    np.testing.assert_array_equal(faces[0].landmarks, faces[1].landmarks)
+    assert faces[0].landmarks.dtype == np.float64 and faces[0].landmarks.shape == (68, 2)
+
+
+IMAGE = np.zeros((40, 50, 3), np.uint8)
+BAD_IMAGES = {
+    "grey": (IMAGE[..., 0], r"image: expected RGB uint8 \[H, W, 3\], got uint8 \(40, 50\)"),
+    "alpha": (np.zeros((40, 50, 4), np.uint8), r"got uint8 \(40, 50, 4\)"),
+    "real": (IMAGE / 255, r"got float64 \(40, 50, 3\)"),
+    "path": ("face.jpg", "got str"),
+    "tensor": (torch.zeros(3, 4, 4), "got Tensor"),
+    "no rows": (IMAGE[:0], r"at least one pixel, got \(0, 50, 3\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_images_of_no_use_are_refused(finder, name):
+    image, message = BAD_IMAGES[name]
+    with pytest.raises(InputError, match=message):
+        finder(image)
+
+
+BAD_BOXES = {
+    "one box alone": ([1, 2, 3, 4], r"expected \[N, 4\].* got shape \(4,\)"),
+    "three numbers": ([[1, 2, 3]], r"got shape \(1, 3\)"),
+    "ragged": ([[1, 2, 3, 4], [1, 2]], "expected numbers"),
+    "text": ([["a", "b", "c", "d"]], "expected numbers"),
+    "not a number": ([[1, 1, 9, 9], [1, np.nan, 3, 4]], "box 1 should hold finite numbers"),
+    "infinite": ([[1, 1, np.inf, 9]], "box 0 should hold finite numbers"),
+    "beyond reason": ([[0, 0, 1e200, 1e200]], "box 0 should hold finite numbers below"),
+    "empty": ([[5, 5, 5, 9]], "box 0 is empty: expected x0 < x1"),
+    "turned round": ([[9, 9, 5, 5]], "box 0 is empty"),
+    "width and height": ([[30, 30, 20, 20]], "box 0 is empty"),
+    "outside": ([[50, 0, 90, 30]], "box 0 lies outside the 50 x 40 image"),
+    "above": ([[0, -30, 20, -1]], "box 0 lies outside"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BOXES)
+def test_boxes_of_no_use_are_refused_in_one_line(finder, name):
+    boxes, message = BAD_BOXES[name]
+    with pytest.raises(InputError, match=message) as raised:
+        finder(IMAGE, boxes)
+    assert "\n" not in str(raised.value)
+
+
+def test_pictures_without_faces_give_none(finder):
+    assert finder(IMAGE) == [] and finder(IMAGE, []) == [] and finder(IMAGE, np.zeros((0, 4))) == []
+    assert finder(np.zeros((1, 1, 3), np.uint8)) == []
+    assert finder.model.sizes == []
+
+
+def test_files_that_are_no_weights_are_refused(weights, tmp_path):
+    cut, text, missing = tmp_path / "cut.safetensors", tmp_path / "text.safetensors", tmp_path / "missing.safetensors"
+    cut.write_bytes(weights.read_bytes()[:5000])
+    text.write_text("not weights")
+    for path, message in (
+        (cut, "not a whole"),
+        (text, "not a whole"),
+        (missing, "no weights"),
+        (tmp_path, "no weights"),
+    ):
+        with pytest.raises(InputError, match=message) as raised:
+            Predictor.from_pretrained(path)
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_unknown_devices_and_precisions_are_refused(weights):
+    for settings, message in (({"device": "gpu"}, "device: expected"), ({"amp": "half"}, "amp: expected one of auto")):
+        with pytest.raises(InputError, match=message):
+            Predictor.from_pretrained(weights, **settings)
+
+
+def test_the_detector_s_boxes_are_shifted_and_scaled(monkeypatch):
+    monkeypatch.setattr(detector, "HAAR_TO_LANDMARKS", (0.1, 0.2, 0.5))
+    boxes = detector.to_landmark_boxes(np.array([[10.0, 20.0, 50.0, 60.0], [0.0, 0.0, 10.0, 10.0]]))
+    np.testing.assert_allclose(boxes, [[24, 38, 44, 58], [3.5, 4.5, 8.5, 9.5]])
+
+
+class FixedCascade:
+    def __init__(self, *found):
+        self.found = found
+
+    def detectMultiScale(self, *_, **__):
+        return np.array(self.found)
+
+
+def test_boxes_come_largest_first_without_those_inside_a_larger_one(monkeypatch):
+    cascade = FixedCascade((0, 0, 30, 30), (50, 50, 40, 40), (55, 60, 20, 20), (88, 50, 30, 30))
+    monkeypatch.setattr(detector, "_cascade", lambda: cascade)
+    expected = [[50, 50, 90, 90], [0, 0, 30, 30], [88, 50, 118, 80]]
+    np.testing.assert_array_equal(detector.haar_boxes(np.zeros((200, 200, 3), np.uint8)), expected)
+
+
+def box_errors(boxes: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Side over the true side, and distance of the centres over it, of the box nearest to the truth."""
+    true_side = (truth[2:] - truth[:2]).max()
+    distance = np.linalg.norm((boxes[:, :2] + boxes[:, 2:] - truth[:2] - truth[2:]) / 2, axis=1) / true_side
+    nearest = distance.argmin()
+    return (boxes[nearest, 2] - boxes[nearest, 0]) / true_side, distance[nearest]
+
+
+def test_the_detector_s_boxes_fit_the_landmarks_of_real_faces(real_data):
+    records = read_faces("300w", real_data / "300w", "helen/testset").records[:40]
+    found = [(detector.detect_faces(face.image.read()), landmark_box(face.landmarks)) for face in records]
+    errors = np.array([box_errors(boxes, truth) for boxes, truth in found if len(boxes)])
+    assert len(errors) >= 32
+    side, distance = np.median(errors, axis=0)
+    assert abs(side - 1) < 0.08 and distance < 0.12
+
+
+class TwoPeaks(BlobFinder):
+    """Answers 1 at heatmap px (10, 8) and 0.9 at (14, 8), whatever it sees."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        heatmaps = torch.zeros(len(pictures), W300.num_landmarks, 32, 32)
+        heatmaps[:, :, 8, 10], heatmaps[:, :, 8, 14] = 1.0, 0.9
+        return heatmaps
+
+
+@pytest.mark.parametrize("sigma, x", [(1.5, 10 + 4 * 0.9 / 1.9), (0.5, 10.0)])
+def test_the_decoding_window_follows_the_sigma_of_the_description(sigma, x):
+    model = TwoPeaks()
+    predictor = Predictor(model, replace(description(model), sigma=sigma), device="cpu", amp="off")
+    (face,) = predictor(np.zeros((128, 128, 3), np.uint8), [(12.3, 12.3, 114.7, 114.7)])  # image px are input px
+    np.testing.assert_allclose(face.landmarks[0], [(x + 0.5) * 4 - 0.5, 33.5], atol=1e-3)
