@@ -47,6 +47,7 @@ def find_precision(amp: Precision, device: torch.device) -> torch.dtype | None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    """A context in which the network computes in that dtype, or as it is for None."""
     return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 

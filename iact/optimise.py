@@ -35,6 +35,7 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of every group, times the group's own factor."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["rate"]
 

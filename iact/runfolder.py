@@ -25,6 +25,7 @@ def choose_folder(config: TrainConfig) -> Path:
 
 
 def save_settings(config: TrainConfig, folder: Path) -> None:
+    """Writes config.json, from which a resumed run is checked and a finished one understood."""
     text = json.dumps(config.to_json(), indent=2) + "\n"
     write_atomically(folder / SETTINGS, lambda path: path.write_text(text))
 

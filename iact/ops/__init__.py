@@ -3,7 +3,7 @@
 from iact.ops.attention import attention
 from iact.ops.deform import deform_attention, deform_qkv
 from iact.ops.heatmap import decode_heatmaps, heatmap_loss
-from iact.ops.library import load_extension
+from iact.ops.registry import load_extension
 from iact.ops.wing import adaptive_wing_loss, smooth_wing_loss
 
 __all__ = [

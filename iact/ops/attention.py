@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from iact.errors import InputError
-from iact.ops.library import LIBRARY, autocast, define, differentiate
 from iact.ops.reference import attention as reference
+from iact.ops.registry import LIBRARY, autocast, define, differentiate
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from iact.errors import InputError
 from iact.ops.attention import attention, seen_dtype
-from iact.ops.library import LIBRARY, autocast, define, differentiate
 from iact.ops.reference import deform as reference
+from iact.ops.registry import LIBRARY, autocast, define, differentiate
 
 OFFSETS = 2 * reference.TAPS
 

@@ -7,8 +7,8 @@ import torch
 from iact import heatmaps as codec
 from iact.errors import InputError
 from iact.heatmaps import SIGMA, DecodeMethod, window_radius
-from iact.ops.library import define, differentiate
 from iact.ops.reference.wing import layout_of
+from iact.ops.registry import define, differentiate
 from iact.ops.wing import DEFAULTS, scale_slope
 
 METHODS = ("argmax", "window", "topk")

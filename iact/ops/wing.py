@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from iact.errors import InputError
-from iact.ops.library import define, differentiate
 from iact.ops.reference.wing import layout_of
 from iact.ops.reference.wing import wing_loss as reference
+from iact.ops.registry import define, differentiate
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEFAULTS = (14.0, 0.05, 0.5, 2.1, 1.0)  # omega, theta1, theta2, alpha, epsilon: the paper, section 2.3
