@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from iact.checkpoint import find_weights, load_weights
-from iact.config import DataName, TrainConfig
+from iact.config import DataName, OptionalPath, TrainConfig
 from iact.data import read_faces
 from iact.data.check import check_dataset
 from iact.data.crops import cut_faces
@@ -26,7 +26,6 @@ from iact.plots import draw_landmarks, save_image
 from iact.predictor import PredictedFace, Predictor
 from iact.training import train as run_training
 
-Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 Box = Annotated[tuple[float, float, float, float] | None, tyro.conf.arg(metavar="X0 Y0 X1 Y1")]
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -46,7 +45,7 @@ def evaluate(
     weights: Path,
     out: Path,
     data: DataName = "synthetic",
-    root: Folder = None,
+    root: OptionalPath = None,
     split: str = "test",
     flip_test: bool = False,
     device: str = "auto",
@@ -199,4 +198,4 @@ def info() -> None:
     table = Table(show_header=False, box=None)
     for name, value in report().items():
         table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
+    Console().print(table)

@@ -2,13 +2,16 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from iact.data.augment import Augmentation
 from iact.heatmaps import SIGMA
 from iact.losses import CoordinateLoss, HeatmapLoss
 
 DataName = Literal["synthetic", "300w", "wflw", "cofw"]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
 def default_epochs(data: DataName) -> int:
@@ -21,21 +24,29 @@ class TrainConfig:
     """Settings of a training run."""
 
     data: DataName = "synthetic"
-    root: Path | None = None
+    """Faces drawn by the program, or the data set below the root."""
+    root: OptionalPath = None
     """Folder of the data set as it was downloaded."""
     split: str = "train"
+    """Part of the data set to train on."""
     hold_out: float = 0.05
     """Share of the training faces kept aside to measure every epoch and to choose the best one by; 0 for none."""
     synthetic_faces: int = 2000
     """How many faces are drawn when the data is synthetic."""
     synthetic_layout: Literal["300w", "wflw", "cofw"] = "300w"
+    """Landmarks of drawn faces: those of 300W (68), WFLW (98) or COFW (29)."""
 
     model: Literal["iact", "iact_s", "iact_t"] = "iact_t"
+    """The paper's size, a quarter of its work, or one for machines with no GPU (128 px input)."""
     block: Literal["spatial", "vit", "detr"] = "spatial"
+    """Attention: the paper's, or with linear projections as in ViT or in DETR (Table 5)."""
     offsets: Literal["separate", "shared"] = "separate"
+    """A set of sampling offsets for each of Q, K and V, or one for all."""
     feature_attention: bool = True
+    """Exchange features between the branches (Table 6)."""
     channel_attention: bool = True
-    start_from: Path | None = None
+    """Weigh the channels of what was exchanged."""
+    start_from: OptionalPath = None
     """Weights to start from; a head of another number of landmarks starts anew."""
 
     epochs: int | None = None
@@ -61,7 +72,7 @@ class TrainConfig:
     """Its weight, in heatmap px; 0 for none."""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
-    out: Path | None = None
+    out: OptionalPath = None
     """Run folder; by default runs/<data>-<model>, numbered when it is taken."""
     resume: bool = False
     device: str = "auto"
@@ -87,9 +98,10 @@ PAPER = TrainConfig(
     map_factor=0.0,
     coordinate_weight=0.0,
     augmentation=Augmentation(
-        rotation=14.0, scale=0.1, shift=0.0, aspect=0.0, mask=0.3, colour=0.3, grey=0.0, blur=0.0, noise=0.0
+        rotation=10.7, scale=0.1, shift=0.0, aspect=0.0, mask=0.3, colour=0.3, grey=0.0, blur=0.0, noise=0.0
     ),
 )
-"""The paper's letter (section 3.3); what it leaves open (batch size, strengths) is as in the default recipe."""
+"""The paper's letter (section 3.3), its rotation of at most 30 degrees included; what it leaves open (batch size, other
+strengths) is as in the default recipe."""
 
 RECIPES = {"default": TrainConfig(), "paper": PAPER}

@@ -49,15 +49,14 @@ def cut(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """The square crop uint8 [size, size, 3] of an image uint8 [H, W, 3]; outside the image is black.
 
     `matrix` maps image px to crop px. Where it shrinks, the image is first reduced by area, so that nothing aliases."""
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    if scale < 1:
-        image, reduction = _reduce(image, matrix, size, scale)
-        matrix = _compose(matrix, invert(reduction))
+    scale = min(1.0, float(np.sqrt(abs(np.linalg.det(matrix[:, :2])))))
+    image, reduction = _reduce(image, matrix, size, scale)
+    matrix = _compose(matrix, invert(reduction))
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
 def _reduce(image: np.ndarray, matrix: np.ndarray, size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """The part of the image that the crop sees, reduced by area, and the map from image px to its px."""
+    """The part of the image that the crop sees, reduced by area to `scale`, and the map from image px to its px."""
     corners = transform_points(np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64), invert(matrix))
     reach = int(np.ceil(2 / scale))
     x0, y0 = np.maximum(np.floor(corners.min(0)).astype(int) - reach, 0)

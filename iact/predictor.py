@@ -19,7 +19,7 @@ from iact.model import IACT
 @dataclass(frozen=True)
 class PredictedFace:
     """One face: `box` (x0, y0, x1, y1) that it was cut by, `landmarks` [K, 2], both image px, `scores` [K] (the
-    heatmaps' maxima: about 1 where the network is sure, near 0 where it is not)."""
+    heatmaps' maxima, from 0 to about 1: the surer the network, the higher)."""
 
     box: np.ndarray
     landmarks: np.ndarray

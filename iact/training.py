@@ -259,7 +259,7 @@ def _hold_out(faces: Faces, share: float, seed: int) -> tuple[Faces, Faces]:
         raise InputError(f"hold-out: expected a share from 0 to below 1, got {share}")
     photographs: dict[object, list[Face]] = {}
     for face in faces.records:
-        photographs.setdefault(face.image, []).append(face)
+        photographs.setdefault(face.photograph or face.image, []).append(face)
     groups = list(photographs.values())
     order = np.random.default_rng([seed, 1]).permutation(len(groups))
     kept_aside: set[str] = set()

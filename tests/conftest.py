@@ -2,6 +2,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing about its result
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

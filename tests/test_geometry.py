@@ -71,6 +71,15 @@ def test_cut_does_not_alias():
     assert abs(small[4:-4, 4:-4].astype(int) - 127).max() < 12
 
 
+@pytest.mark.parametrize("box", [[39_000, 20, 39_050, 70], [0, 0, 39_999, 99]])
+def test_cut_takes_pictures_wider_than_opencv_warps(box):
+    image = np.zeros((100, 40_000, 3), np.uint8)
+    image[:, 39_020:39_040] = 255
+    assert cut(image, crop_matrix(np.array(box), 128), 128).shape == (128, 128, 3)
+    if box[0]:
+        assert cut(image, crop_matrix(np.array(box), 128, 1.0), 128)[64].mean() == pytest.approx(255 * 0.4, abs=6)
+
+
 def test_cut_outside_the_image_is_black():
     image = np.full((50, 60, 3), 200, np.uint8)
     assert not cut(image, crop_matrix(np.array([500, 500, 800, 800]), 64), 64).any()

@@ -123,3 +123,7 @@ def test_unknown_names_and_switches_are_refused():
         create_model("resnet")
     with pytest.raises(InputError, match="unknown model switch 'depth'"):
         create_model("iact", depth=3)
+    with pytest.raises(InputError, match="block: expected one of spatial, vit, detr, got 'resnet'"):
+        create_model("iact", block="resnet")
+    with pytest.raises(InputError, match="offsets: expected one of separate, shared, got 'none'"):
+        create_model("iact", offsets="none")

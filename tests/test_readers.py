@@ -36,6 +36,14 @@ def write_w300(root, part, name, text=None, suffix=".jpg"):
     return path
 
 
+def test_w300_faces_of_one_photograph_say_so(tmp_path):
+    for part, name in (("afw", "134212_1"), ("afw", "134212_2"), ("lfpw/trainset", "image_0001"), ("afw", "92_1")):
+        write_w300(tmp_path, part, name)
+    found = {face.name: face.photograph for face in read_w300(tmp_path, "train").records}
+    assert found["afw/134212_1"] == found["afw/134212_2"] == "afw/134212"
+    assert found["lfpw/trainset/image_0001"] == "lfpw/trainset/image_0001" and found["afw/92_1"] == "afw/92"
+
+
 def wflw_tokens(path="0--Parade/a.jpg", flags="000000"):
     return [f"{value / 4:.6f}" for value in range(196)] + ["1", "2", "30", "40", *flags, path]
 

@@ -57,7 +57,8 @@ class Face:
 
     `name` identifies it within its data set; `landmarks` float64 [K, 2] are image px (pixel centres are integers);
     `box` is the data set's own rectangle (x0, y0, x1, y1) where it has one; `visible` [K] is false for occluded
-    landmarks; `tags` are the data set's attributes; `origin` is the file (and line) of the annotation, for messages."""
+    landmarks; `tags` are the data set's attributes; `origin` is the file (and line) of the annotation, for messages.
+    `photograph` names what several faces may have been cut from, where it is not the image itself."""
 
     name: str
     image: ImageSource
@@ -66,6 +67,7 @@ class Face:
     box: np.ndarray | None = None
     visible: np.ndarray | None = None
     tags: frozenset[str] = frozenset()
+    photograph: str | None = None
 
 
 @dataclass(frozen=True)

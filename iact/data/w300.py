@@ -2,6 +2,7 @@
 
 Official files: https://ibug.doc.ic.ac.uk/resources/facial-point-annotations. The points are 1-based (MATLAB)."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,9 @@ def _read_part(root: Path, part: str) -> Faces:
 
 def _read_face(part: str, path: Path, pictures: dict[str, Path]) -> Face:
     picture = pictures.get(path.stem, path.with_suffix(".jpg"))
-    return Face(f"{part}/{path.stem}", ImageFile(picture), read_pts(path), str(path))
+    several = re.fullmatch(r"(.*\d ?)_\d{1,2}", path.stem)  # one picture a face: PHOTOGRAPH_1, PHOTOGRAPH_2, ...
+    photograph = f"{part}/{several[1] if several else path.stem}"
+    return Face(f"{part}/{path.stem}", ImageFile(picture), read_pts(path), str(path), photograph=photograph)
 
 
 def read_pts(path: Path) -> np.ndarray:

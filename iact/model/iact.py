@@ -1,6 +1,7 @@
 """IACT (paper, Fig. 1): parallel convolution and transformer branches that exchange features three times."""
 
 from dataclasses import asdict, dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,11 @@ class ModelConfig:
     offsets: OffsetSets = "separate"
     feature_attention: bool = True
     channel_attention: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("block", get_args(BlockKind)), ("offsets", get_args(OffsetSets))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     @property
     def widths(self) -> tuple[int, int, int]:

@@ -5,7 +5,8 @@ An op is defined here by its schema and its plain-PyTorch reference, which serve
 
 import ctypes
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import torch
 
@@ -40,12 +41,15 @@ def autocast(name: str, cast: Callable) -> None:
 
 
 def load_extension() -> str:
-    """Loads `iact._C` once and says how it went, in words for `iact info`."""
-    found = find_spec("iact._C")
-    if found is None or found.origin is None:
+    """Loads `iact._C` once and says how it went, in words for `iact info`.
+
+    It is looked for beside this very package: an editable install of another checkout must not lend its own."""
+    folder = Path(__file__).resolve().parents[1]
+    built = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_C{suffix}").is_file()]
+    if not built:
         return "not built (run: python setup.py build_ext)"
     try:
-        extension = ctypes.CDLL(found.origin)  # loading it is what registers its kernels
+        extension = ctypes.CDLL(str(built[0]))  # loading it is what registers its kernels
         extension.iact_build.restype = ctypes.c_char_p
         return f"built with {extension.iact_build().decode()}"
     except (OSError, AttributeError) as error:  # damaged, or not for this machine: the references serve
