@@ -149,6 +149,7 @@ def test_the_paper_recipe_is_the_papers():
     assert absent == (0, 0, 0, 0, 0)
     strengths = PAPER.augmentation
     assert (strengths.flip, strengths.mask, strengths.colour) == (0.5, 0.3, 0.3)
+    assert 2.8 * strengths.rotation == pytest.approx(30, abs=0.1)  # where the draws are cut
     assert {getattr(strengths, name) for name in ("shift", "aspect", "grey", "blur", "noise")} == {0.0}
     rates = [learning_rate(PAPER, epoch * 100, 12000) for epoch in (0, 39, 40, 79, 80, 119)]
     assert rates == pytest.approx([5e-4, 5e-4, 1e-4, 1e-4, 2e-5, 2e-5])
@@ -162,4 +163,4 @@ def test_adamw_without_decay_is_the_papers_adam(model):
 
 def test_a_config_tells_json_all_its_fields():
     told = replace(PAPER, seed=5).to_json()
-    assert told.keys() == asdict(PAPER).keys() and told["seed"] == 5 and told["augmentation"]["rotation"] == 14.0
+    assert told.keys() == asdict(PAPER).keys() and told["seed"] == 5 and told["augmentation"]["mask"] == 0.3
