@@ -9,13 +9,13 @@ import torch
 
 DecodeMethod = Literal["argmax", "window", "topk"]
 SIGMA = 1.5  # heatmap px
-REACH = 3.5  # the Gaussian is cut to an exact zero beyond this many sigmas along x or y; a codec error of 0.003 px
+REACH = 3.0  # sigmas along x or y beyond which the Gaussian of a rounded landmark is an exact zero
 _WORD = 0xFFFFFFFF
 
 
 def window_radius(sigma: float = SIGMA) -> int:
-    """A window around the maximum that holds 3 sigma of both Gaussians a rounded landmark may draw, and little else."""
-    return math.floor(3 * sigma) + 1
+    """The smallest window around the maximum that holds both Gaussians a rounded landmark may draw, whole."""
+    return math.floor(REACH * sigma) + 1
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
@@ -43,18 +43,19 @@ def encode_heatmaps(
 ) -> torch.Tensor:
     """Heatmaps [B, K, H, W], float32: a Gaussian of height 1 on each of the landmarks [B, K, 2].
 
-    With a seed (int64, 0-d) the landmarks are rounded at random first; without, the Gaussian is centred exactly."""
-    centres = landmarks.float()
+    With a seed (int64, 0-d) the landmarks are rounded at random first and the Gaussian is cut at `REACH`. Without, it is
+    centred exactly and whole: cut between two pixels it would lean to one side."""
+    centres, reach = landmarks.float(), math.inf
     if seed is not None:
-        centres = round_randomly(centres, seed.to(landmarks.device))
-    x = _bell(torch.arange(width, device=landmarks.device), centres[..., 0], sigma)
-    y = _bell(torch.arange(height, device=landmarks.device), centres[..., 1], sigma)
+        centres, reach = round_randomly(centres, seed.to(landmarks.device)), REACH * sigma
+    x = _bell(torch.arange(width, device=landmarks.device), centres[..., 0], sigma, reach)
+    y = _bell(torch.arange(height, device=landmarks.device), centres[..., 1], sigma, reach)
     return y[..., :, None] * x[..., None, :]
 
 
-def _bell(pixels: torch.Tensor, centre: torch.Tensor, sigma: float) -> torch.Tensor:
+def _bell(pixels: torch.Tensor, centre: torch.Tensor, sigma: float, reach: float) -> torch.Tensor:
     distance = pixels - centre[..., None]
-    return torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= REACH * sigma)
+    return torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= reach)
 
 
 def dilated_weight(heatmaps: torch.Tensor, factor: float, threshold: float = 0.2) -> torch.Tensor:

@@ -21,7 +21,8 @@ def _expected_heatmaps(landmarks: torch.Tensor, size: int, sigma: float) -> torc
     for up in ((0, 0), (0, 1), (1, 0), (1, 1)):
         up = torch.tensor(up)
         probability = torch.where(up.bool(), fraction, 1 - fraction).prod(-1)
-        total += probability[..., None, None] * encode_heatmaps(lower + up, size, size, sigma)
+        # whole coordinates are not moved by rounding, so any seed will do
+        total += probability[..., None, None] * encode_heatmaps(lower + up, size, size, sigma, SEED)
     return total
 
 
@@ -85,7 +86,13 @@ def _reference_uniform(seed: int, index: int) -> float:
 
 
 def test_target_outside_the_map_is_empty():
-    assert not encode_heatmaps(torch.tensor([[[-20.0, 5.0], [70.0, 90.0]]]), 32, 32).any()
+    assert not encode_heatmaps(torch.tensor([[[-20.0, 5.0], [70.0, 90.0]]]), 32, 32, seed=SEED).any()
+
+
+def test_target_is_an_exact_zero_away_from_its_landmark():
+    heatmap = encode_heatmaps(torch.tensor([[[16.0, 10.0]]]), 32, 32, seed=SEED)[0, 0]
+    assert heatmap[10, 16] == 1 and heatmap[10, 20] > 0 and heatmap[10, 21] == 0 and heatmap[15, 16] == 0
+    assert heatmap.count_nonzero() == 9 * 9
 
 
 def test_weight_map_covers_the_landmark_and_its_surroundings():
