@@ -43,8 +43,8 @@ def encode_heatmaps(
 ) -> torch.Tensor:
     """Heatmaps [B, K, H, W], float32: a Gaussian of height 1 on each of the landmarks [B, K, 2].
 
-    With a seed (int64, 0-d) the landmarks are rounded at random first and the Gaussian is cut at `REACH`. Without, it is
-    centred exactly and whole: cut between two pixels it would lean to one side."""
+    With a seed (int64, 0-d) the landmarks are rounded at random first and the Gaussian is cut at `REACH`. Without, it
+    is centred exactly and whole: cut between two pixels it would lean to one side."""
     centres, reach = landmarks.float(), math.inf
     if seed is not None:
         centres, reach = round_randomly(centres, seed.to(landmarks.device)), REACH * sigma
