@@ -158,7 +158,7 @@ def format_report(report: Report) -> str:
         *(("normaliser", normaliser) for normaliser in protocol.normalisers),
         ("left out", _left_out_text(left_out)),
     ]
-    header = f"  {'set':<14}{'faces':>6}  {'NME ocular %':<21}{'NME pupil %':<21}{'FR@0.1 %':<21}{'AUC@0.1':<22}"
+    header = f"  {'set':<14}{'faces':>6}  {'NME ocular %':<24}{'NME pupil %':<24}{'FR@0.1 %':<24}{'AUC@0.1':<24}"
     sets = {"all": report.results, **report.subsets}
     percentiles = ", ".join(f"{key} %: {value:.2f}" for key, value in report.to_json()["percentiles"].items())
     worst = ", ".join(f"{face['name']} ({face['nme_interocular']:.1f})" for face in report.worst[:3])
@@ -221,7 +221,7 @@ def _left_out_text(left_out: dict[str, list[str]]) -> str:
 
 def _format_row(name: str, results: dict) -> str:
     cells = [_format_cell(results, key) for key in ("nme_interocular", "nme_interpupil", "fr_0.1", "auc_0.1")]
-    return f"  {name:<14}{results['faces']:>6}  {cells[0]:<21}{cells[1]:<21}{cells[2]:<21}{cells[3]}".rstrip()
+    return f"  {name:<14}{results['faces']:>6}  {cells[0]:<24}{cells[1]:<24}{cells[2]:<24}{cells[3]}".rstrip()
 
 
 def _format_cell(results: dict, key: str) -> str:
