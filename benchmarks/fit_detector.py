@@ -3,15 +3,17 @@ training faces, and says how far off the boxes are before and after it."""
 
 import argparse
 import json
-import platform
+import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
+from machine import ROOT, write_result
 
-from iact.data import read_faces
-from iact.detector import HAAR_TO_LANDMARKS, haar_boxes, to_landmark_boxes
-from iact.geometry import landmark_box
+sys.path.insert(0, str(ROOT))
+
+from iact.data import read_faces  # noqa: E402
+from iact.detector import HAAR_TO_LANDMARKS, haar_boxes, to_landmark_boxes  # noqa: E402
+from iact.geometry import landmark_box  # noqa: E402
 
 MATCH = 0.3  # least overlap (IoU) of a Haar box with the landmark box of its face
 
@@ -53,13 +55,6 @@ def errors(boxes: np.ndarray, truth: np.ndarray) -> dict[str, list[float]]:
     return {name: np.percentile(values, [10, 50, 90]).round(3).tolist() for name, values in measured.items()}
 
 
-def processor() -> str:
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text().splitlines() if table.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="folder of 300W")
@@ -83,16 +78,10 @@ def main() -> None:
         "percentiles 10, 50, 90 before": errors(haar, truth),
         "percentiles 10, 50, 90 after": errors(to_landmark_boxes(haar), truth),
         "seed": arguments.seed,
-        "processor": processor(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
     }
-    text = json.dumps(record, indent=2)
-    print(text)
+    print(json.dumps(record, indent=1))
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+        write_result(arguments.out, record)
 
 
 if __name__ == "__main__":
