@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from iact.data.augment import Augmentation, draw_batch, plain_batch
+from iact.data.augment import Augmentation, draw_batch
 from iact.data.crops import TRAINING_MARGIN, Crops, cut_faces, training_size
 from iact.data.faces import Face, Faces, ImageFile
 from iact.errors import InputError
@@ -125,7 +125,7 @@ def test_cut_faces_puts_the_landmark_box_where_the_crop_rule_says(tmp_path):
     box = landmark_box(crops.landmarks[0].numpy())
     assert max(box[2] - box[0], box[3] - box[1]) == pytest.approx(128 / CROP_MARGIN, abs=1e-3)
     np.testing.assert_allclose((box[:2] + box[2:]) / 2, 63.5, atol=1e-3)
-    assert plain_batch(crops, torch.tensor([0])).pictures.shape == (1, 3, 128, 128)
+    assert crops.pictures.shape == (1, 3, 128, 128)
 
 
 def test_a_face_on_one_point_is_refused_and_named(tmp_path):

@@ -54,11 +54,6 @@ def draw_batch(
     return Batch(_recolour(pictures, settings, generator), landmarks, visible.gather(1, order))
 
 
-def plain_batch(crops: Crops, indices: torch.Tensor) -> Batch:
-    """The faces at `indices` as they were cut, for evaluation."""
-    return Batch(crops.pictures[indices].float(), crops.landmarks[indices], crops.visible[indices])
-
-
 def _random_maps(count: int, crops: Crops, size: int, flipped, settings: Augmentation, generator) -> torch.Tensor:
     """Maps [B, 2, 3] from input px to crop px: the evaluation crop, changed at random, then flipped."""
 
