@@ -4,6 +4,8 @@ Indices are 0-based and checked against the sources that the field uses (WFLW, 3
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from iact.errors import InputError
 
 
@@ -96,3 +98,10 @@ def find_layout(name: str) -> Layout:
     if name not in LAYOUTS:
         raise InputError(f"unknown landmark layout {name!r}: expected one of {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
+
+
+def flip_landmarks(landmarks: np.ndarray, layout: Layout, width: int) -> np.ndarray:
+    """Landmarks [..., K, 2] of the picture flipped left to right, in pixels of a picture `width` wide."""
+    flipped = landmarks[..., list(layout.mirror), :].copy()
+    flipped[..., 0] = (width - 1) - flipped[..., 0]
+    return flipped

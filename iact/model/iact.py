@@ -43,6 +43,10 @@ class ModelConfig:
     def stride(self) -> int:
         return 4
 
+    @property
+    def heatmap_size(self) -> int:
+        return self.input_size // self.stride
+
 
 SIZES = {
     "iact": ModelConfig(),
