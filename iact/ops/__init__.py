@@ -1,8 +1,9 @@
 """The ops of the package, the only place where Python meets compiled code."""
 
 from iact.ops.attention import attention
+from iact.ops.decode import decode_heatmaps
 from iact.ops.deform import deform_attention, deform_qkv
-from iact.ops.heatmap import decode_heatmaps, heatmap_loss
+from iact.ops.heatmap import heatmap_loss
 from iact.ops.registry import load_extension
 from iact.ops.wing import adaptive_wing_loss, smooth_wing_loss
 

@@ -1,4 +1,4 @@
-"""Ops that end in a heatmap or begin with one: decoding, and the loss whose target is drawn from landmarks."""
+"""The heatmap loss whose target is drawn from landmarks."""
 
 from typing import Literal
 
@@ -6,30 +6,13 @@ import torch
 
 from iact import heatmaps as codec
 from iact.errors import InputError
-from iact.heatmaps import SIGMA, DecodeMethod, window_radius
+from iact.heatmaps import SIGMA
+from iact.ops.decode import check_heatmaps
 from iact.ops.reference.wing import layout_of
 from iact.ops.registry import define, differentiate
 from iact.ops.wing import DEFAULTS, scale_slope
 
-METHODS = ("argmax", "window", "topk")
 KINDS = ("smooth_wing", "adaptive_wing")
-
-
-def decode_heatmaps(
-    heatmaps: torch.Tensor, *, method: DecodeMethod = "window", radius: int = window_radius(), k: int = 9
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coordinates [B, K, 2] (x, y) in heatmap px and scores [B, K] of heatmaps [B, K, H, W], both float32.
-
-    "argmax": the brightest pixel, the lowest index among equals. "window" (default): the mean position weighted by the
-    non-negative values within `radius` of it. "topk": the k brightest pixels weighted by the softmax of their values
-    (Yu & Tao 2021). A NaN pixel counts as minus infinity. Not differentiable. InputError for wrong arguments."""
-    _check_heatmaps("heatmaps", heatmaps)
-    if method not in METHODS:
-        raise InputError(f"decode_heatmaps: method: expected one of {', '.join(METHODS)}, got {method!r}")
-    pixels = heatmaps.shape[-2] * heatmaps.shape[-1]
-    if method == "topk" and not 1 <= k <= pixels:
-        raise InputError(f"decode_heatmaps: k: expected 1 to {pixels} (the pixels of a map), got {k}")
-    return torch.ops.iact.decode_heatmaps(heatmaps, method, radius, k)
 
 
 def heatmap_loss(
@@ -48,7 +31,7 @@ def heatmap_loss(
     adds nothing. `seed` rounds the landmarks at random (same seed, same pixels on every device; a tensor seed can
     change under a captured graph); None centres the Gaussians exactly. `map_factor` weights pixels near a landmark by
     1 + factor (Adaptive Wing's weight map). InputError for wrong arguments."""
-    _check_heatmaps("pred", pred)
+    check_heatmaps("pred", pred)
     if tuple(landmarks.shape) != (*pred.shape[:2], 2):
         raise InputError(
             f"heatmap_loss: landmarks: expected shape {(*pred.shape[:2], 2)}, got {tuple(landmarks.shape)}"
@@ -61,18 +44,6 @@ def heatmap_loss(
         seed = torch.tensor(seed, dtype=torch.int64, device=pred.device)
     smooth = kind == "smooth_wing"
     return torch.ops.iact.heatmap_loss(pred, landmarks, visible, seed, smooth, sigma, map_factor)[0]
-
-
-def _check_heatmaps(name: str, heatmaps: torch.Tensor) -> None:
-    if heatmaps.dim() != 4 or not heatmaps.is_floating_point():
-        raise InputError(f"{name}: expected floating-point [B, K, H, W], got {heatmaps.dtype} {tuple(heatmaps.shape)}")
-
-
-def _fake_decode(heatmaps, method, radius, k):
-    batch, landmarks = heatmaps.shape[:2]
-    return heatmaps.new_empty(batch, landmarks, 2, dtype=torch.float32), heatmaps.new_empty(
-        batch, landmarks, dtype=torch.float32
-    )
 
 
 def _loss_of_drawn_target(pred, landmarks, visible, seed, smooth, sigma, map_factor):
@@ -99,11 +70,6 @@ def _scale_slope(ctx, grad_loss, _grad_slope):
     return scale_slope(slope, grad_loss / slope.numel()), *[None] * 6
 
 
-define(
-    "decode_heatmaps(Tensor heatmaps, str method, int radius, int k) -> (Tensor, Tensor)",
-    codec.decode_heatmaps,
-    _fake_decode,
-)
 define(
     "heatmap_loss(Tensor pred, Tensor landmarks, Tensor? visible, Tensor? seed, bool smooth, float sigma, "
     "float map_factor) -> (Tensor, Tensor)",
