@@ -5,13 +5,18 @@ from iact import ops
 from iact.errors import InputError
 from iact.heatmaps import dilated_weight, encode_heatmaps
 from iact.losses import coordinate_loss, mse_loss, wing_loss
+from iact.ops import heatmap, info
 
+needs_kernel = pytest.mark.skipif(
+    "CPU: kernel" not in info.backends("heatmap_loss"), reason="the extension is not built: python setup.py build_ext"
+)
 LOSSES = {"smooth_wing": ops.smooth_wing_loss, "adaptive_wing": ops.adaptive_wing_loss}
 
 
-def _case(batch=3, landmarks=5, height=13, width=11, dtype=torch.float32):
+def _case(batch=3, landmarks=5, height=13, width=11, dtype=torch.float32, layout=torch.contiguous_format):
     generator = torch.Generator().manual_seed(0)
-    pred = torch.rand(batch, landmarks, height, width, generator=generator).to(dtype).requires_grad_()
+    pred = torch.rand(batch, landmarks, height, width, generator=generator).to(dtype)
+    pred = pred.contiguous(memory_format=layout).requires_grad_()
     points = torch.rand(batch, landmarks, 2, generator=generator) * 10
     return pred, points, torch.rand(batch, landmarks, generator=generator) < 0.7
 
@@ -27,6 +32,57 @@ def test_value_and_gradient_are_those_of_encode_and_loss(kind, seed, map_factor)
     expected = LOSSES[kind](pred, target, weight)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(*(torch.autograd.grad(value, pred)[0] for value in (loss, expected)))
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 11), (3, 4, 64, 64), (1, 3, 1, 1), (0, 2, 4, 4), (2, 600, 3, 5)])
+def test_kernel_equals_reference(shape, dtype, layout):
+    pred, points, visible = _case(*shape, dtype)
+    pred = pred.detach().contiguous(memory_format=layout)
+    for smooth, seed, sigma, factor in [(True, 4, 1.5, 0.0), (False, None, 1.5, 10.0), (True, None, 0.7, 3.0)]:
+        seed = None if seed is None else torch.tensor(seed)
+        arguments = (pred, points, visible, seed, smooth, sigma, factor)
+        got, expected = torch.ops.iact.heatmap_loss(*arguments), heatmap.reference(*arguments)
+        tolerance = max(torch.finfo(dtype).eps, 4e-6)
+        torch.testing.assert_close(got[0], expected[0], rtol=4e-6, atol=0)
+        assert got[1].stride() == expected[1].stride()
+        atol = 2e-5 * expected[1].abs().max().item() if got[1].numel() else 0
+        torch.testing.assert_close(got[1], expected[1], rtol=tolerance, atol=atol)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_hidden_landmarks_add_nothing_whatever_they_hold(layout):
+    pred, points, visible = _case(layout=layout)
+    with torch.no_grad():
+        pred[~visible], points[~visible] = torch.nan, torch.nan
+    loss = ops.heatmap_loss(pred, points, visible, seed=1)
+    (grad,) = torch.autograd.grad(loss, pred)
+    assert loss.isfinite() and not grad[~visible].any() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_nan_is_passed_on(layout):
+    pred, points, _ = _case(layout=layout)
+    with torch.no_grad():
+        pred[0, 1, 4, 4] = torch.nan
+    loss = ops.heatmap_loss(pred, points, seed=1)
+    assert loss.isnan() and torch.autograd.grad(loss, pred)[0].isnan().sum() == 1
+    points[1, 2, 1] = torch.nan
+    assert ops.heatmap_loss(torch.zeros_like(pred), points, seed=1).isnan()
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bit_identical_whatever_the_number_of_threads(layout):
+    pred, points, visible = _case(3, 17, 64, 64, layout=layout)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 3, before):
+        torch.set_num_threads(threads)
+        results.append(torch.ops.iact.heatmap_loss(pred.detach(), points, visible, torch.tensor(8), True, 1.5, 2.0))
+    for other in results[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(other, results[0], strict=True))
 
 
 def test_invisible_landmarks_have_no_gradient():

@@ -138,8 +138,8 @@ def assert_same(got, expected):
 
 
 def assert_close(ours, theirs):
-    """Equal dtypes, and values up to one unit in the last place (a few in float64)."""
-    tolerance = max(torch.finfo(ours.dtype).eps, 1e-14)
+    """Equal dtypes, and values to a millionth or the last digit of the dtype, whatever is more (a few in float64)."""
+    tolerance = 1e-14 if ours.dtype == torch.float64 else max(torch.finfo(ours.dtype).eps, 1e-6)
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=1e-4 * tolerance)
 
 
@@ -194,11 +194,13 @@ def test_gradient_reaches_the_prediction_only_and_survives_retain_graph():
     first, none, nothing = torch.autograd.grad(
         loss, (pred, target, weight), 3 * torch.ones(()), retain_graph=True, allow_unused=True
     )
-    second = torch.autograd.grad(loss, pred, 3 * torch.ones(()))[0]
+    kept = first.clone()
+    second, third = (torch.autograd.grad(loss, pred, by * torch.ones(()), retain_graph=by < 3)[0] for by in (1, 3))
     assert none is None and nothing is None
-    assert torch.equal(first, second)
+    assert torch.equal(first, kept) and torch.equal(first, third)
+    torch.testing.assert_close(3 * second, first)
     slope = reference.wing_loss(pred.detach(), target.detach(), weight.detach(), True, *DEFAULTS, True)[1]
-    torch.testing.assert_close(first, slope * 3 / pred.numel())
+    torch.testing.assert_close(first, slope * 3)
 
 
 def test_half_gradients_keep_what_one_over_n_would_round_away():
@@ -210,6 +212,24 @@ def test_half_gradients_keep_what_one_over_n_would_round_away():
         loss.backward(torch.tensor(10.0, dtype=loss.dtype))
         gradients.append(leaf.grad.double())
     assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-3
+
+
+def test_the_last_backward_pass_gives_the_slopes_of_the_forward_pass_uncopied():
+    pred, target = random_heatmaps()
+    pred.requires_grad_()
+    loss, slope = torch.ops.iact.wing_loss(pred, target, None, True, *DEFAULTS, True)
+    (gradient,) = torch.autograd.grad(loss, pred)
+    assert gradient.data_ptr() == slope.data_ptr()
+
+
+def test_a_scaled_float16_loss_has_the_gradient_of_the_unscaled_one():
+    pred, target = random_heatmaps((2, 98, 64, 64), torch.float16)
+    weight = torch.nn.Parameter(pred.float())
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([weight])
+    scaler.scale(ops.smooth_wing_loss(weight.half(), target)).backward()
+    scaler.unscale_(optimizer)
+    expected = reference.wing_loss(pred.double(), target.double(), None, True, *DEFAULTS, True)[1]
+    assert (weight.grad.double() - expected).norm() / expected.norm() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -291,6 +311,7 @@ def test_bit_identical_whatever_the_number_of_threads():
         ({"alpha": 1.0}, r"alpha: expected a number above 1, got 1.0"),
         ({"theta1": 0.5}, r"theta1: expected at most 1 and below theta2 \(0.5\), got 0.5"),
         ({"theta1": 1.5, "theta2": 2.0}, r"theta1: expected at most 1"),
+        ({"theta2": 0.5, "epsilon": 1e-7}, r"epsilon: expected at least a millionth of theta2"),
         ({"reduction": "sum"}, r'reduction: expected "mean" or "none", got \'sum\''),
     ],
 )

@@ -8,9 +8,9 @@ from iact import heatmaps as codec
 from iact.errors import InputError
 from iact.heatmaps import SIGMA
 from iact.ops.decode import check_heatmaps
-from iact.ops.reference.wing import layout_of
+from iact.ops.reference.wing import layout_of, wing_loss
 from iact.ops.registry import define, differentiate
-from iact.ops.wing import DEFAULTS, scale_slope
+from iact.ops.wing import DEFAULTS, scale_mean
 
 KINDS = ("smooth_wing", "adaptive_wing")
 
@@ -28,9 +28,10 @@ def heatmap_loss(
     """The mean loss (scalar, float32) of heatmaps [B, K, H, W] against Gaussians on landmarks [B, K, 2] in heatmap px.
 
     Value and gradient are those of `encode_heatmaps` followed by the loss; a landmark where `visible` [B, K] is false
-    adds nothing. `seed` rounds the landmarks at random (same seed, same pixels on every device; a tensor seed can
-    change under a captured graph); None centres the Gaussians exactly. `map_factor` weights pixels near a landmark by
-    1 + factor (Adaptive Wing's weight map). InputError for wrong arguments."""
+    adds nothing, whatever it and its heatmap hold. `seed` rounds the landmarks at random (same seed, same pixels on
+    every device; a tensor seed can change under a captured graph); None centres the Gaussians exactly. `map_factor`
+    weights pixels near a landmark by 1 + factor (Adaptive Wing's weight map). The target is drawn where it is used and
+    never stored; the forward pass computes the gradient too. InputError for wrong arguments."""
     check_heatmaps("pred", pred)
     if tuple(landmarks.shape) != (*pred.shape[:2], 2):
         raise InputError(
@@ -41,18 +42,30 @@ def heatmap_loss(
     if kind not in KINDS:
         raise InputError(f"heatmap_loss: kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if isinstance(seed, int):
-        seed = torch.tensor(seed, dtype=torch.int64, device=pred.device)
+        seed = torch.full((), seed, dtype=torch.int64, device=pred.device)  # no copy from the host, which would wait
+    elif seed is not None:
+        seed = seed.to(pred.device)
+    visible = None if visible is None else visible.bool()
     smooth = kind == "smooth_wing"
-    return torch.ops.iact.heatmap_loss(pred, landmarks, visible, seed, smooth, sigma, map_factor)[0]
+    return torch.ops.iact.heatmap_loss(pred, landmarks.float(), visible, seed, smooth, sigma, map_factor)[0]
 
 
-def _loss_of_drawn_target(pred, landmarks, visible, seed, smooth, sigma, map_factor):
-    target = codec.encode_heatmaps(landmarks, *pred.shape[-2:], sigma, seed)
+def reference(
+    pred: torch.Tensor,
+    landmarks: torch.Tensor,
+    visible: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    smooth: bool,
+    sigma: float,
+    map_factor: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The op in plain PyTorch: targets drawn by the codec, then the reference of the wing loss."""
+    shown = torch.ones(landmarks.shape[:2], dtype=torch.bool, device=pred.device) if visible is None else visible
+    shown = shown[..., None, None]
+    target = codec.encode_heatmaps(torch.where(shown[..., 0], landmarks, 0), *pred.shape[-2:], sigma, seed)
     weight = codec.dilated_weight(target, map_factor) if map_factor else None
-    if visible is not None:
-        shown = visible.to(target.dtype)[..., None, None]
-        weight = shown if weight is None else weight * shown
-    return torch.ops.iact.wing_loss(pred, target, weight, smooth, *DEFAULTS, True)
+    hidden_alike = torch.where(shown, target, 0)  # no difference, no loss, whatever the prediction
+    return wing_loss(torch.where(shown, pred, 0), hidden_alike, weight, smooth, *DEFAULTS, True)
 
 
 def _fake_loss(pred, landmarks, visible, seed, smooth, sigma, map_factor):
@@ -62,18 +75,19 @@ def _fake_loss(pred, landmarks, visible, seed, smooth, sigma, map_factor):
 
 def _keep_slope(ctx, inputs, output):
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros as large as the slope stand for its own gradient
     ctx.save_for_backward(output[1])
 
 
 def _scale_slope(ctx, grad_loss, _grad_slope):
     (slope,) = ctx.saved_tensors
-    return scale_slope(slope, grad_loss / slope.numel()), *[None] * 6
+    return scale_mean(slope, grad_loss), *[None] * 6
 
 
 define(
     "heatmap_loss(Tensor pred, Tensor landmarks, Tensor? visible, Tensor? seed, bool smooth, float sigma, "
     "float map_factor) -> (Tensor, Tensor)",
-    _loss_of_drawn_target,
+    reference,
     _fake_loss,
 )
 differentiate("heatmap_loss", _scale_slope, _keep_slope)

@@ -5,18 +5,26 @@ import platform
 import torch
 
 from iact import __version__, ops
+from iact.ops.registry import KERNEL_NAMES
 
 
 def report() -> dict[str, str]:
     """What to print for "which iact is this, and is it the fast one": versions, the extension, each op's backends."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none usable"
     facts = {
         "iact": __version__,
         "python": platform.python_version(),
-        "torch": f"{torch.__version__} ({torch.get_num_threads()} CPU threads; GPU: {gpu})",
+        "torch": f"{torch.__version__} ({torch.get_num_threads()} CPU threads; GPU: {gpu()})",
         "compiled extension": ops.EXTENSION,
     }
     return facts | {f"op {name}": backends(name) for name in names()}
+
+
+def gpu() -> str:
+    """The current GPU and its architecture, which has to be among those that the kernels are built for."""
+    if not torch.cuda.is_available():
+        return "none usable"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, sm_{major}{minor}"
 
 
 def names() -> list[str]:
@@ -26,9 +34,9 @@ def names() -> list[str]:
 
 
 def backends(name: str) -> str:
-    """What the op runs on, per device: a kernel registered for that device, or else its PyTorch reference."""
+    """What serves the op on each device, whether or not that device is here: its kernel, or its PyTorch reference."""
     found = {}
     for device in ("CPU", "CUDA"):
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"iact::{name}", device)
-        found[device] = "kernel" if has_kernel else "PyTorch reference"
+        found[device] = KERNEL_NAMES.get((name, device), "kernel") if has_kernel else "PyTorch reference"
     return ", ".join(f"{device}: {backend}" for device, backend in found.items())

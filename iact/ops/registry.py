@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = torch.library.Library("iact", "DEF")
+KERNEL_NAMES: dict[tuple[str, str], str] = {}  # (op, device): what serves it, for `iact info`; others are "kernel"
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
@@ -20,6 +21,12 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
     LIBRARY.define(schema, tags=_TAGS)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"iact::{name}", fake, lib=LIBRARY)
+
+
+def add_kernel(name: str, device: str, kernel: Callable, words: str) -> None:
+    """Adds a kernel that Python launches, for "CPU" or "CUDA"; `words` say in `iact info` what it is."""
+    LIBRARY.impl(name, kernel, device)
+    KERNEL_NAMES[name, device] = words
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:

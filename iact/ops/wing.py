@@ -35,11 +35,12 @@ def smooth_wing_loss(
     The gradient goes to `pred` only: target and weight are constants, and there is no second derivative.
 
     Raises:
-        InputError: shape, dtype or device does not fit, or not 0 < theta1 <= 1, theta1 < theta2, alpha > 1.
+        InputError: shape, dtype or device does not fit, or not 0 < theta1 <= 1, theta1 < theta2 <= 1e6 epsilon,
+            alpha > 1.
 
     Source: the paper, equation 6, its constants repaired by continuity of value and slope at theta1 and theta2."""
     _check_tensors("smooth_wing_loss", pred, target, weight)
-    _check_numbers("smooth_wing_loss", reduction, alpha, omega=omega, theta1=theta1, theta2=theta2, epsilon=epsilon)
+    _check_numbers("smooth_wing_loss", reduction, alpha, theta2, epsilon, omega=omega, theta1=theta1)
     if theta1 > 1 or theta1 >= theta2:
         raise InputError(f"smooth_wing_loss: theta1: expected at most 1 and below theta2 ({theta2}), got {theta1}")
     numbers = (omega, theta1, theta2, alpha, epsilon)
@@ -60,11 +61,11 @@ def adaptive_wing_loss(
     """The Adaptive Wing loss of heatmaps [B, K, H, W]; all else as in `smooth_wing_loss`.
 
     Raises:
-        InputError: shape, dtype or device does not fit, or not theta > 0, alpha > 1.
+        InputError: shape, dtype or device does not fit, or not 0 < theta <= 1e6 epsilon, alpha > 1.
 
     Source: Wang et al. 2019, Adaptive Wing Loss for Robust Face Alignment via Heatmap Regression, equation 4."""
     _check_tensors("adaptive_wing_loss", pred, target, weight)
-    _check_numbers("adaptive_wing_loss", reduction, alpha, omega=omega, theta=theta, epsilon=epsilon)
+    _check_numbers("adaptive_wing_loss", reduction, alpha, theta, epsilon, omega=omega)
     numbers = (omega, 0.0, theta, alpha, epsilon)
     return torch.ops.iact.wing_loss(pred, target, weight, False, *numbers, reduction == "mean")[0]
 
@@ -88,10 +89,12 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     return len(shape) <= len(to) and all(size == 1 or size == full for size, full in pairs)
 
 
-def _check_numbers(loss: str, reduction: str, alpha: float, **positive: float) -> None:
-    for name, value in positive.items():
+def _check_numbers(loss: str, reduction: str, alpha: float, theta2: float, epsilon: float, **positive: float) -> None:
+    for name, value in (positive | {"theta2": theta2, "epsilon": epsilon}).items():
         if not (value > 0 and math.isfinite(value)):
             raise InputError(f"{loss}: {name}: expected a positive number, got {value}")
+    if theta2 / epsilon > 1e6:  # its powers would leave the range of float32
+        raise InputError(f"{loss}: epsilon: expected at least a millionth of theta2 ({theta2}), got {epsilon}")
     if not (alpha > 1 and math.isfinite(alpha)):  # the exponent alpha - target has to stay positive
         raise InputError(f"{loss}: alpha: expected a number above 1, got {alpha}")
     if reduction not in ("mean", "none"):
@@ -107,17 +110,38 @@ def _fake(pred, target, weight, smooth, omega, theta1, theta2, alpha, epsilon, r
 def _setup_context(ctx, inputs, output):
     ctx.reduce = inputs[-1]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros as large as the slope stand for its own gradient
     ctx.save_for_backward(output[1])
 
 
 def _backward(ctx, grad, _grad_of_slope):
     (slope,) = ctx.saved_tensors
-    return scale_slope(slope, grad / slope.numel() if ctx.reduce else grad), *[None] * 9
+    return (scale_mean(slope, grad) if ctx.reduce or grad is None else scale(slope, grad)), *[None] * 9
 
 
-def scale_slope(slope: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of the prediction, computed in the precision of `grad`: 1 / numel is nothing in float16."""
+def scale(slope: Tensor, grad: Tensor) -> Tensor:
+    """slope * grad in the dtype of the slope, computed in that of `grad`."""
     return (slope.to(grad.dtype) * grad).to(slope.dtype)
+
+
+def scale_mean(slope: Tensor, grad: Tensor | None) -> Tensor | None:
+    """The gradient of the prediction of a mean loss whose own gradient is the scalar `grad`; None without one.
+
+    Where the slope is not needed again it becomes the gradient itself, and where `grad` is 1 nothing is left to do: the
+    forward pass has written the gradient."""
+    if grad is None:
+        return None
+    if slope.dtype == torch.float16:
+        grad = grad / max(slope.numel(), 1)  # what `slope_factor` left out
+    if torch._C._autograd._get_current_graph_task_keep_graph() or type(slope) is not Tensor:  # a tracer's, or kept
+        return scale(slope, grad)
+    torch.ops.iact.scale_(slope, grad)
+    return slope
+
+
+def _scale_in_place(slope: Tensor, grad: Tensor) -> None:
+    if grad.is_cuda or grad.item() != 1:  # asking a GPU would stall the host
+        slope.copy_(scale(slope, grad))
 
 
 define(
@@ -127,3 +151,4 @@ define(
     _fake,
 )
 differentiate("wing_loss", _backward, _setup_context)
+define("scale_(Tensor(a!) slope, Tensor grad) -> ()", _scale_in_place, lambda slope, grad: None)

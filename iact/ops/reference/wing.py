@@ -16,17 +16,19 @@ def wing_loss(
     epsilon: float,
     reduce: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of `pred` against `target` (one shape) and its slope along `pred`, both times `weight` (broadcast).
+    """The loss of `pred` against `target` (one shape) and its gradient along `pred`, both times `weight` (broadcast).
 
     The loss is the mean over all pixels where `reduce` is set (0 for no pixels), in float64 for float64 predictions and
-    float32 otherwise; the slope is that of the unreduced loss, in the dtype and layout of `pred`. Computed in float64
-    throughout, which leaves float32 results exact to their last bit or two.
+    float32 otherwise. The gradient, in the dtype and layout of `pred`, is that of the loss, but for float16 where
+    `reduce` is set: there it is left times the number of pixels, by which division would leave nothing (see
+    `slope_factor`). Computed in float64 throughout, which leaves float32 results exact to their last bit or two.
 
     Source: equation 6 of the paper with its constants repaired by continuity; Adaptive Wing (Wang et al. 2019,
     equation 4) for `smooth=False`, where `theta2` is its theta."""
     value, slope = wing(pred.double(), target.double(), smooth, omega, theta1, theta2, alpha, epsilon)
     if weight is not None:
         value, slope = value * weight.double(), slope * weight.double()
+    slope = slope * slope_factor(pred, reduce)
     wide = torch.promote_types(pred.dtype, torch.float32)
     layout = layout_of(pred)
     if reduce:
@@ -34,6 +36,11 @@ def wing_loss(
     else:
         loss = value.to(wide).contiguous(memory_format=layout)
     return loss, slope.to(pred.dtype).contiguous(memory_format=layout)
+
+
+def slope_factor(pred: Tensor, reduce: bool) -> float:
+    """What the ops multiply the slope of each pixel by: 1 / numel for a mean, but 1 for float16."""
+    return 1 / max(pred.numel(), 1) if reduce and pred.dtype != torch.float16 else 1.0
 
 
 def layout_of(pred: Tensor) -> torch.memory_format:
