@@ -67,18 +67,18 @@ def dilated_weight(heatmaps: torch.Tensor, factor: float, threshold: float = 0.2
 def window_mean(heatmaps: torch.Tensor, centre: torch.Tensor, radius: int) -> torch.Tensor:
     """The mean position [B, K, 2], weighted by the non-negative values within `radius` of centre [B, K, 2].
 
-    Differentiable with respect to the heatmaps. Where nothing in the window is positive, it is the centre itself."""
+    Differentiable with respect to the heatmaps. Where nothing in the window is positive, or a sum overflows, it is the
+    centre itself."""
     height, width = heatmaps.shape[-2:]
-    x = torch.arange(width, device=heatmaps.device)
-    y = torch.arange(height, device=heatmaps.device)
-    inside_x = (x - centre[..., 0, None]).abs() <= radius
-    inside_y = (y - centre[..., 1, None]).abs() <= radius
-    values = heatmaps.float().clamp(min=0)
-    along_x = (values * inside_y[..., :, None]).sum(-2) * inside_x
-    along_y = (values * inside_x[..., None, :]).sum(-1) * inside_y
+    x = torch.arange(width, device=heatmaps.device) - centre[..., 0, None]
+    y = torch.arange(height, device=heatmaps.device) - centre[..., 1, None]
+    inside = (y.abs() <= radius)[..., :, None] & (x.abs() <= radius)[..., None, :]
+    values = torch.where(inside, heatmaps.float(), 0).clamp(min=0)
+    along_x, along_y = values.sum(-2), values.sum(-1)
     total = along_x.sum(-1)
-    mean = torch.stack([(along_x * x).sum(-1), (along_y * y).sum(-1)], dim=-1) / total.clamp(min=1e-12)[..., None]
-    return torch.where(total[..., None] > 1e-12, mean, centre.float())
+    moment = torch.stack([(along_x * x).sum(-1), (along_y * y).sum(-1)], dim=-1)
+    offset = moment / total.clamp(min=1e-12)[..., None]
+    return centre.float() + torch.where((total[..., None] > 1e-12) & offset.isfinite(), offset, 0)
 
 
 def brightest_pixel(heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,21 +89,37 @@ def brightest_pixel(heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return torch.stack([index % width, index // width], dim=-1).float(), score
 
 
+def top_mean(heatmaps: torch.Tensor, k: int) -> torch.Tensor:
+    """The mean position [B, K, 2] of the k brightest pixels, weighted by the softmax of their values.
+
+    Float32 heatmaps without NaN or -0.0; among equals the lower index comes first. A pixel equal to the maximum always
+    weighs exp(0) = 1, infinite or not."""
+    width, pixels = heatmaps.shape[-1], heatmaps.flatten(2)
+    bits = pixels.view(torch.int32)
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    index = torch.arange(pixels.shape[-1], device=heatmaps.device)
+    index = ((ascending.long() << 32) - index).topk(k, dim=-1).indices  # no two keys are equal: the order is defined
+    values = pixels.gather(-1, index)
+    weights = torch.where(values == values[..., :1], 1, torch.exp(values - values[..., :1]))
+    position = torch.stack([index % width, index // width], dim=-1)
+    offset = position - position[..., :1, :]
+    return position[..., 0, :] + (weights[..., None] * offset).sum(-2) / weights.sum(-1, keepdim=True)
+
+
 def decode_heatmaps(
-    heatmaps: torch.Tensor, method: DecodeMethod, radius: int, k: int
+    heatmaps: torch.Tensor, method: DecodeMethod, radius: int, k: int, to_image: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Coordinates [B, K, 2] (x, y) in heatmap px and scores [B, K] (the maximum), both float32.
 
-    "window": mean weighted by the non-negative values within `radius` of the maximum. "topk": mean of the k largest
-    pixels weighted by the softmax of their values (H3R). A NaN pixel counts as minus infinity."""
+    "window": `window_mean` around the maximum. "topk": `top_mean` (H3R). A NaN pixel counts as minus infinity, -0.0 as
+    0.0, and the lowest index wins a tie. `to_image` [B, 2, 3] maps the coordinates to image px."""
     heatmaps = heatmaps.float()
-    heatmaps = torch.where(heatmaps.isnan(), -torch.inf, heatmaps)
-    peak, score = brightest_pixel(heatmaps)
-    if method == "argmax":
-        return peak, score
+    heatmaps = torch.where(heatmaps.isnan(), -torch.inf, heatmaps) + 0.0
+    points, scores = brightest_pixel(heatmaps)
     if method == "window":
-        return window_mean(heatmaps, peak, radius), score
-    values, index = heatmaps.flatten(2).topk(k, dim=-1)
-    weights = torch.softmax(values, dim=-1)
-    width = heatmaps.shape[-1]
-    return torch.stack([(weights * (index % width)).sum(-1), (weights * (index // width)).sum(-1)], dim=-1), score
+        points = window_mean(heatmaps, points, radius)
+    elif method == "topk":
+        points = top_mean(heatmaps, k)
+    if to_image is not None:
+        points = (points[..., None, :] * to_image[:, None, :, :2]).sum(-1) + to_image[:, None, :, 2]
+    return points, scores

@@ -1,13 +1,11 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iact import ops
-from iact.errors import InputError
 from iact.heatmaps import dilated_weight, encode_heatmaps, round_randomly, uniform, window_radius
 
 SEED = torch.tensor(1234)
@@ -98,75 +96,3 @@ def test_target_is_an_exact_zero_away_from_its_landmark():
 def test_weight_map_covers_the_landmark_and_its_surroundings():
     weight = dilated_weight(encode_heatmaps(torch.tensor([[[16.0, 10.0]]]), 32, 32), factor=10)
     assert weight[0, 0, 10, 16] == 11 and weight[0, 0, 10, 19] == 11 and weight[0, 0, 10, 23] == 1
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 7, 11), (2, 29, 64, 64), (0, 68, 16, 16)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_argmax_is_the_brightest_pixel(shape, dtype):
-    heatmaps = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    points, scores = ops.decode_heatmaps(heatmaps, method="argmax")
-    assert points.shape == (*shape[:2], 2) and points.dtype == scores.dtype == torch.float32
-    for b in range(shape[0]):
-        for k in range(shape[1]):
-            y, x = np.unravel_index(np.argmax(heatmaps[b, k].float().numpy()), shape[2:])
-            assert points[b, k].tolist() == [x, y] and scores[b, k] == heatmaps[b, k, y, x].float()
-
-
-def test_lowest_index_wins_a_tie():
-    heatmaps = torch.zeros(1, 1, 4, 5)
-    heatmaps[0, 0, 1, 3] = heatmaps[0, 0, 2, 0] = 1
-    assert ops.decode_heatmaps(heatmaps, method="argmax")[0].tolist() == [[[3, 1]]]
-
-
-def test_nan_pixels_do_not_win():
-    heatmaps = torch.full((1, 2, 4, 4), torch.nan)
-    heatmaps[0, 0, 2, 1] = 0.5
-    points, scores = ops.decode_heatmaps(heatmaps)
-    assert points[0, 0].tolist() == [1, 2] and scores[0, 0] == 0.5
-    assert points[0, 1].tolist() == [0, 0] and scores[0, 1] == -torch.inf
-
-
-def test_window_ignores_what_lies_outside_and_below_zero():
-    heatmaps = torch.full((1, 1, 40, 40), -1.0)
-    heatmaps[0, 0, 20, 10], heatmaps[0, 0, 20, 12], heatmaps[0, 0, 35, 35] = 1.0, 0.5, 0.9
-    points, _ = ops.decode_heatmaps(heatmaps, radius=5)
-    torch.testing.assert_close(points, torch.tensor([[[(10 + 0.5 * 12) / 1.5, 20.0]]]))
-
-
-def test_window_of_a_map_with_nothing_positive_is_its_brightest_pixel():
-    heatmaps = torch.full((1, 1, 8, 8), -2.0)
-    heatmaps[0, 0, 3, 6] = -1
-    assert ops.decode_heatmaps(heatmaps)[0].tolist() == [[[6, 3]]]
-
-
-def test_topk_is_the_softmax_of_the_k_largest():
-    heatmaps = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(0))
-    points, _ = ops.decode_heatmaps(heatmaps, method="topk", k=4)
-    flat = heatmaps[1, 2].flatten().numpy()
-    top = np.argsort(-flat)[:4]
-    weight = np.exp(flat[top]) / np.exp(flat[top]).sum()
-    np.testing.assert_allclose(
-        points[1, 2].numpy(), [(weight * (top % 7)).sum(), (weight * (top // 7)).sum()], rtol=1e-5
-    )
-
-
-def test_channels_last_heatmaps_decode_alike():
-    heatmaps = torch.rand(2, 5, 16, 16)
-    for method in ("argmax", "window", "topk"):
-        plain = ops.decode_heatmaps(heatmaps, method=method)
-        other = ops.decode_heatmaps(heatmaps.contiguous(memory_format=torch.channels_last), method=method)
-        torch.testing.assert_close(plain, other)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (dict(heatmaps=torch.zeros(3, 4, 5)), "expected floating-point"),
-        (dict(heatmaps=torch.zeros(1, 1, 2, 2, dtype=torch.int64)), "torch.int64"),
-        (dict(heatmaps=torch.zeros(1, 1, 2, 2), method="dark"), "argmax, window, topk, got 'dark'"),
-        (dict(heatmaps=torch.zeros(1, 1, 2, 2), method="topk", k=9), "expected 1 to 4"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, words):
-    with pytest.raises(InputError, match=words):
-        ops.decode_heatmaps(**arguments)
