@@ -1,6 +1,6 @@
-// Runs CUDA kernel text on the CPU and finds its mistakes: races, divergent barriers and collectives, accesses outside
-// shared, global or local memory, misaligned vectors, elements left unwritten. A mistake is an emulator::Error, which is
-// a RuntimeError in Python, and names block, warp and thread.
+// Runs CUDA kernel text on the CPU and finds its mistakes: races in shared memory, divergent barriers and collectives,
+// accesses outside shared, global or local memory, misaligned vectors, elements left unwritten. A mistake is an
+// emulator::Error, which is a RuntimeError in Python, and says where it was made.
 //
 // Include this before the kernel text. A binding of `template <typename T> __global__ void scale(const T*, T*, int)`:
 //

@@ -3,8 +3,8 @@
 //
 // Stricter than the hardware in three points, so that what passes here is safe on any card: every thread of the block,
 // also one that has returned, must come to __syncthreads; every lane that a mask names must exist and come; and all
-// must come to the same place in the text. Threads that never meet are reported once nothing else can run. A thread that
-// waits by reading memory again and again would wait here for ever.
+// must come to the same place in the text. Threads that never meet are reported once nothing else can run. A thread
+// that waits by reading memory again and again would wait here for ever.
 #pragma once
 
 #include <ucontext.h>

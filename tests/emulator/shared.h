@@ -1,14 +1,14 @@
-// Shared memory: 0xFF bytes (NaN) at the start of every block, indices checked, and every access recorded to find races.
+// Shared memory: 0xFF bytes (NaN) at the start of every block, indices checked, every access recorded to find races.
 //
 // A race is two accesses of one element by different threads, at least one of them a write, or one atomic and one not,
 // that no barrier orders. It is found whatever the schedule, as order is taken from the barriers alone:
-//   - __syncthreads orders all that lies before it before all that lies after it: accesses of another epoch are no race;
-//   - __syncwarp orders the same for the lanes of its mask, also through a chain of them: a vector clock per lane;
+//   - __syncthreads orders all that lies before it before all that lies after it: they are of different epochs;
+//   - __syncwarp orders the same for the lanes of its mask, also through a chain of them: a vector clock per thread;
 //   - shuffles and votes order nothing: CUDA does not promise that they order memory.
 // Elements are compared as wholes: two threads that write different members of one struct race.
 //
-// Numbers are exact. Of structs, name[index] is a plain reference, a write to which shows by its changing the bytes: one
-// that stores the value already there counts as a read, and one through a reference kept over a barrier is not seen.
+// Numbers are exact. Of structs, name[index] is a plain reference, and a write shows by its changing the bytes: storing
+// the value already there counts as a read, and a write through a reference kept over a barrier is not seen.
 #pragma once
 
 #include <array>
@@ -206,8 +206,8 @@ class Number {
   Place<T> place_;
 };
 
-// A struct element that the running thread got a reference to: when the thread next stops, it has been written to if its
-// bytes are others than before.
+// A struct element that the running thread got a reference to: if its bytes are others than before when the thread
+// next stops, the thread has written to it.
 struct Loan {
   const char* name;
   Storage* storage;
