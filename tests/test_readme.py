@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,14 @@ def test_figures_agree_with_the_file(row, cited):
     assert {"processor", "cores", "torch", "commit"} <= set(result["machine"])
 
 
+def test_tables_of_the_ops_are_those_of_their_results():
+    command = [sys.executable, "benchmarks/tables.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_files_that_the_readme_names_exist():
-    named = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"python (scripts/\w+\.py)", README)
+    named = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"python ((?:scripts|benchmarks)/\w+\.py)", README)
     missing = [name for name in named if not (ROOT / name).exists()]
     assert named and not missing
 
