@@ -1,8 +1,10 @@
-// Bilinear sampling of a 3x3 deformable convolution: the geometry, and the CPU loops over one image.
+// Where the taps of a 3x3 deformable convolution read a map: the geometry, for the CPU and the GPU.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+
+#include "device.h"
 
 namespace iact {
 
@@ -26,20 +28,22 @@ struct Offsets {
 };
 
 // The four pixels around a sample, upper left, upper right, lower left, lower right.
-template <typename A>
+template <typename A, typename Index = int64_t>
 struct Corners {
-  int64_t pixel[4];
+  Index pixel[4];
   A weight[4];  // zero for a corner off the map, whose pixel is then any pixel of it
   A slope_y[4], slope_x[4];  // of the weights by the sample's y and x
 
-  Corners(const Map& map, A y, A x) {
+  // `map` has a height and a width.
+  template <typename Size>
+  IACT_HOST_DEVICE Corners(const Size& map, A y, A x) {
     // Beyond one pixel around the map nothing is read: clamping there keeps huge offsets harmless.
     y = std::fmin(std::fmax(y, A(-2)), A(map.height + 1));
     x = std::fmin(std::fmax(x, A(-2)), A(map.width + 1));
     const A top = std::floor(y), left = std::floor(x);
     const A part[2][2] = {{1 - (y - top), y - top}, {1 - (x - left), x - left}};
     for (int i = 0; i < 4; ++i) {
-      const int64_t row = int64_t(top) + i / 2, column = int64_t(left) + i % 2;
+      const Index row = Index(top) + i / 2, column = Index(left) + i % 2;
       const bool inside = row >= 0 && row < map.height && column >= 0 && column < map.width;
       pixel[i] = inside ? row * map.width + column : 0;
       weight[i] = inside ? part[0][i / 2] * part[1][i % 2] : 0;
@@ -48,16 +52,5 @@ struct Corners {
     }
   }
 };
-
-// columns[h, p, t, c] <- the map sampled for tap t of pixel p, head h, channel c.
-//   rows     [H*W, heads*size]  the image
-//   columns  [heads, ?, 9*size] of the image's first pixel; heads lie `head_stride` apart
-template <typename A, typename T>
-void sample_image(const Map& map, const A* rows, Offsets<A> offsets, T* columns, int64_t head_stride);
-
-// Adds to grad_rows [H*W, heads*size], and writes grad_offsets [18, H, W] (strides as offsets).
-template <typename A, typename T>
-void sample_image_backward(const Map& map, const A* rows, Offsets<A> offsets, const T* grad_columns,
-                           int64_t head_stride, A* grad_rows, A* grad_offsets);
 
 }  // namespace iact

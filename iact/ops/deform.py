@@ -112,26 +112,6 @@ def _deform_attention(x, offset, weight, bias, heads):
     return attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def _fake_columns(rows, offset, heads, dtype):
-    batch, height, width, channels = rows.shape
-    groups, taps = offset.shape[1] // OFFSETS * heads, reference.TAPS
-    return rows.new_empty((groups, batch * height * width, taps * (channels // heads)), dtype=dtype)
-
-
-def _fake_columns_backward(grad_columns, rows, offset, heads):
-    return rows.new_empty(rows.shape), offset.new_empty(offset.shape)
-
-
-define(
-    "deform_columns(Tensor rows, Tensor offset, int heads, ScalarType dtype) -> Tensor",
-    reference.deform_columns,
-    _fake_columns,
-)
-define(
-    "deform_columns_backward(Tensor grad_columns, Tensor rows, Tensor offset, int heads) -> (Tensor, Tensor)",
-    reference.deform_columns_backward,
-    _fake_columns_backward,
-)
 define(
     "deform_qkv(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> (Tensor, Tensor, Tensor)",
     reference.deform_qkv,

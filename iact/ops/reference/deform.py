@@ -1,7 +1,7 @@
 """The deformable Q/K/V projection in plain PyTorch: it defines `iact::deform_qkv` and serves where no kernel does.
 
 It is two steps: `deform_columns` samples the map for every kernel tap, and one batched product turns what was sampled
-into q, k and v. The compiled extension has CPU loops for the first; the product is the library's.
+into q, k and v.
 
 The map is read as rows, one per pixel, of C channels. A sample is then a weighted sum of four rows, which is what an
 embedding bag computes, and every sum of the backward pass is an embedding bag or its adjoint too. That is exact for
@@ -37,7 +37,7 @@ def deform_qkv(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, h
         return x.new_empty(shape), x.new_empty(shape), x.new_empty(shape)
     sets = offset.shape[1] // (2 * TAPS)
     product = _product_dtype(x)
-    columns = torch.ops.iact.deform_columns(_pixel_rows(x), _coordinates(offset, x), heads, product)
+    columns = deform_columns(_pixel_rows(x), _coordinates(offset, x), heads, product)
     matrices = _weight_matrices(weight.to(product), sets, heads)
     if bias is None:
         projected = torch.bmm(columns, matrices)
@@ -68,12 +68,12 @@ def deform_qkv_backward(
     sets, product = offset.shape[1] // (2 * TAPS), _product_dtype(x)
     rows, coordinates = _pixel_rows(x), _coordinates(offset, x)
     grads = _projected_gradient(grad_q, grad_k, grad_v, sets).to(product)
-    columns = torch.ops.iact.deform_columns(rows, coordinates, heads, product)
+    columns = deform_columns(rows, coordinates, heads, product)
     grad_weight = _matrices_to_weight(torch.bmm(columns.transpose(1, 2), grads), weight, sets, heads)
     grad_bias = no_bias if bias is None else _bias_gradient(grads, bias, sets, heads)
     del columns
     grad_columns = torch.bmm(grads, _weight_matrices(weight.to(product), sets, heads).transpose(1, 2))
-    grad_rows, grad_offset = torch.ops.iact.deform_columns_backward(grad_columns, rows, coordinates, heads)
+    grad_rows, grad_offset = deform_columns_backward(grad_columns, rows, coordinates, heads)
     grad_x = torch.empty_like(x).copy_(grad_rows.permute(0, 3, 1, 2))
     return grad_x, torch.empty_like(offset).copy_(grad_offset), grad_weight, grad_bias
 
