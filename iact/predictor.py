@@ -13,7 +13,7 @@ from iact.errors import InputError
 from iact.geometry import crop_matrix, cut
 from iact.inference import Precision, find_device, find_precision, predict_cuts
 from iact.layouts import Layout
-from iact.model import IACT
+from iact.model import IACT, fold
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Predictor:
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, device: str = "auto", amp: Precision = "auto") -> "Predictor":
         """The predictor of a weights file or a run folder. InputError when there is none or it is damaged."""
-        return cls(*load_weights(Path(path_or_name)), device=device, amp=amp)
+        model, description = load_weights(Path(path_or_name))
+        return cls(fold(model), description, device=device, amp=amp)
 
     @property
     def layout(self) -> Layout:

@@ -80,6 +80,24 @@ class Exchange(nn.Module):
         return self.integrate(self.mix(self.channel_attention(t_map)))
 
 
+class Head(nn.Sequential):
+    """The C-feature map [B, C, H, W] and the fused maps of lower resolution to K heatmaps [B, K, H, W]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(
+            ConvBlock(config.channels + sum(config.widths), config.head, kernel=1),
+            nn.Conv2d(config.head, config.num_landmarks, 1),
+        )
+
+    def forward(self, c_map: torch.Tensor, fused: list[torch.Tensor]) -> torch.Tensor:
+        return super().forward(torch.cat([c_map, *(raised(m, c_map) for m in fused)], dim=1))
+
+
+def raised(m: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    """The map [B, C, h, w] at the resolution of `to`."""
+    return F.interpolate(m, to.shape[-2:], mode="bilinear", align_corners=False)
+
+
 class IACT(nn.Module):
     """Pictures [B, 3, S, S], normalised by `normalise`, to heatmaps [B, K, S / 4, S / 4]."""
 
@@ -97,10 +115,7 @@ class IACT(nn.Module):
             )
         )
         self.exchange = nn.ModuleList(Exchange(config, stage) for stage in range(3))
-        self.head = nn.Sequential(
-            ConvBlock(config.channels + sum(config.widths), config.head, kernel=1),
-            nn.Conv2d(config.head, config.num_landmarks, 1),
-        )
+        self.head = Head(config)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         features = self.stem(pictures)
@@ -110,8 +125,7 @@ class IACT(nn.Module):
             t_map = transform(below)
             below = exchange(t_map, [c_map, *fused])
             fused.append(below)
-        raised = [F.interpolate(m, c_map.shape[-2:], mode="bilinear", align_corners=False) for m in fused]
-        return self.head(torch.cat([c_map, *raised], dim=1))
+        return self.head(c_map, fused)
 
 
 def normalise(pictures: torch.Tensor) -> torch.Tensor:
