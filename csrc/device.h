@@ -17,7 +17,7 @@
 // as name[index], hands the arrays to functions as a template argument, and takes element addresses for atomicAdd only.
 #if defined(__CUDACC__)
 #define IACT_DEVICE __device__ __forceinline__
-#define IACT_SHARED(type, name, count) __shared__ type name[count]
+#define IACT_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define IACT_DYNAMIC_SHARED(type, name)                              \
   extern __shared__ __align__(16) unsigned char iact_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(iact_dynamic_shared)

@@ -143,8 +143,8 @@ std::tuple<Tensor, Tensor> wing_loss(const Tensor& pred, const Tensor& target, c
   return {results.loss, results.slope};
 }
 
-Maps maps_of(const Tensor& pred, const Tensor& landmarks, const std::optional<Tensor>& visible,
-             const std::optional<Tensor>& seed, const Drawing& drawing) {
+LandmarkMaps maps_of(const Tensor& pred, const Tensor& landmarks, const std::optional<Tensor>& visible,
+                     const std::optional<Tensor>& seed, const Drawing& drawing) {
   STD_TORCH_CHECK(pred.dim() == 4 && landmarks.numel() == pred.size(0) * pred.size(1) * 2 &&
                       landmarks.scalar_type() == ScalarType::Float,
                   "heatmap_loss: pred must be [B, K, H, W] and landmarks float32 [B, K, 2]");
@@ -164,7 +164,7 @@ Maps maps_of(const Tensor& pred, const Tensor& landmarks, const std::optional<Te
 }
 
 template <typename T>
-void launch_contiguous(const Tensor& pred, Maps maps, const Wing<RealOf<T>>& constants, Results& results,
+void launch_contiguous(const Tensor& pred, LandmarkMaps maps, const Wing<RealOf<T>>& constants, Results& results,
                        cudaStream_t stream) {
   using Real = RealOf<T>;
   with_count<T>(maps.width, {pred.const_data_ptr()}, [&](auto count) {
@@ -177,7 +177,7 @@ void launch_contiguous(const Tensor& pred, Maps maps, const Wing<RealOf<T>>& con
 }
 
 template <typename T>
-void launch_channels_last(const Tensor& pred, Maps maps, const Wing<RealOf<T>>& constants, Results& results,
+void launch_channels_last(const Tensor& pred, LandmarkMaps maps, const Wing<RealOf<T>>& constants, Results& results,
                           cudaStream_t stream) {
   using Real = RealOf<T>;
   const int64_t elements = int64_t{1} * maps.channels * maps.height * maps.width;
@@ -201,7 +201,7 @@ std::tuple<Tensor, Tensor> heatmap_loss(const Tensor& pred, const Tensor& landma
   const Tensor dense = torch::stable::contiguous(pred, format), points = torch::stable::contiguous(landmarks);
   std::optional<Tensor> flags;
   if (visible) flags = torch::stable::contiguous(*visible);
-  const Maps maps = maps_of(pred, points, flags, seed, Drawing(sigma, seed.has_value(), map_factor));
+  const LandmarkMaps maps = maps_of(pred, points, flags, seed, Drawing(sigma, seed.has_value(), map_factor));
   const int64_t image = pred.size(1) * pred.size(2) * pred.size(3);
   const int64_t blocks = channels_last ? pred.size(0) * blocks_for(image) : pred.size(0) * pred.size(1);
   Results results(pred, format, true, pred.numel() ? blocks : 0);

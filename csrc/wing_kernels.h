@@ -12,49 +12,13 @@
 #include "device.h"
 #include "float_math.h"
 #include "target.h"
+#include "vector.h"
 #include "wing.h"
 
 namespace iact {
 
 constexpr int kThreads = 256;       // per block, in all kernels here
 constexpr int kBlockPixels = 4096;  // per block, where the shape does not say
-
-// What one access moves: kBytes bytes, in registers of 32 bits where they fill one.
-template <int kBytes>
-struct alignas(kBytes < 16 ? kBytes : 16) Raw {
-  uint32_t words[kBytes / 4];
-};
-template <>
-struct Raw<2> {
-  uint16_t word;
-};
-
-template <typename T, int kCount>
-using RawOf = Raw<sizeof(T) * kCount>;
-
-template <typename T, int kCount>
-struct Vector {
-  T values[kCount];
-};
-
-template <typename T, int kCount>
-IACT_DEVICE RawOf<T, kCount> load(const T* from) {
-  return *reinterpret_cast<const RawOf<T, kCount>*>(from);
-}
-
-template <typename T, int kCount>
-IACT_DEVICE Vector<T, kCount> unpack(const RawOf<T, kCount>& raw) {
-  Vector<T, kCount> vector;
-  memcpy(&vector, &raw, sizeof raw);
-  return vector;
-}
-
-template <typename T, int kCount>
-IACT_DEVICE void store(const Vector<T, kCount>& vector, T* to) {
-  RawOf<T, kCount> raw;
-  memcpy(&raw, &vector, sizeof raw);
-  *reinterpret_cast<RawOf<T, kCount>*>(to) = raw;
-}
 
 struct DeviceMath {
   static IACT_DEVICE float exp2(float x) { return fast_exp2(x); }
@@ -190,7 +154,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The landmarks of a batch of heatmaps, and how their targets are drawn.
-struct Maps {
+struct LandmarkMaps {
   const float* landmarks;  // [B, K, 2]
   const bool* visible;     // [B, K], or null
   const int64_t* seed;     // or null: the landmarks are not rounded
@@ -220,7 +184,7 @@ struct Maps {
 // The drawn-target loss of contiguous maps, a block each. kCount divides the width.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    heatmap_kernel(const T* __restrict__ pred, Maps maps, Wing<RealOf<T>> constants, RealOf<T> factor,
+    heatmap_kernel(const T* __restrict__ pred, LandmarkMaps maps, Wing<RealOf<T>> constants, RealOf<T> factor,
                    T* __restrict__ slope, RealOf<T>* __restrict__ sums) {
   using Math = typename Arithmetic<T>::Published;
   constexpr int step = kThreads * kCount;
@@ -258,7 +222,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Where the landmarks of an image are: x of all, y of all, and whether shown, in shared memory.
 template <typename Centres>
-IACT_DEVICE void gather_centres(const Centres& centres, const Maps& maps, int64_t image) {
+IACT_DEVICE void gather_centres(const Centres& centres, const LandmarkMaps& maps, int64_t image) {
   const int channels = maps.channels;
   for (int k = threadIdx.x; k < channels; k += kThreads) {
     centres[k] = maps.coordinate(image * channels + k, 0);
@@ -272,7 +236,7 @@ IACT_DEVICE void gather_centres(const Centres& centres, const Maps& maps, int64_
 // kCount divides the elements of an image. Dynamic shared memory: 3 floats for each landmark of the image.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    heatmap_channels_last_kernel(const T* __restrict__ pred, Maps maps, int blocks, Wing<RealOf<T>> constants,
+    heatmap_channels_last_kernel(const T* __restrict__ pred, LandmarkMaps maps, int blocks, Wing<RealOf<T>> constants,
                                  RealOf<T> factor, T* __restrict__ slope, RealOf<T>* __restrict__ sums) {
   using Math = typename Arithmetic<T>::Published;
   IACT_DYNAMIC_SHARED(float, centres);

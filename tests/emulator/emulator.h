@@ -26,5 +26,6 @@
 #include "buffer.h"
 #include "machine.h"
 #include "shared.h"
+#include "tensor_core.h"
 // The spellings of CUDA are macros and global names: after all that they could disturb.
 #include "intrinsics.h"

@@ -132,15 +132,15 @@ double heatmap(const std::string& dtype, bool vector, bool channels_last, std::a
     const iact::Drawing drawing(sigma, rounding.has_value(), map_factor);
     return with_count<T>(vector, [&](auto count) {
       const int across = iact::kThreads * count;
-      const iact::Maps maps{points.data(),
-                            visible ? flags.data() : nullptr,
-                            rounding ? keys.data() : nullptr,
-                            channels,
-                            height,
-                            width,
-                            across / width,
-                            across % width,
-                            drawing};
+      const iact::LandmarkMaps maps{points.data(),
+                                    visible ? flags.data() : nullptr,
+                                    rounding ? keys.data() : nullptr,
+                                    channels,
+                                    height,
+                                    width,
+                                    across / width,
+                                    across % width,
+                                    drawing};
       const int64_t chunks = (image + iact::kBlockPixels - 1) / iact::kBlockPixels;
       const int64_t blocks = channels_last ? batch * chunks : batch * channels;
       Results<T> results(pixels, blocks);
