@@ -127,17 +127,6 @@ double run(const Job<Real>& job, const Source& source, int64_t pixels) {
   return total;
 }
 
-struct Numbers {
-  double omega, theta1, theta2, alpha, epsilon;
-
-  template <typename Real>
-  Wing<Real> constants(bool smooth) const {
-    return Wing<Real>(omega, smooth ? theta1 : 0, theta2, alpha, epsilon);
-  }
-};
-
-constexpr Numbers kPublished{14.0, 0.05, 0.5, 2.1, 1.0};
-
 // Loss and slope of `pred`; make_source(pred, format) gives the targets in the arithmetic of its first argument.
 template <typename Real, typename MakeSource>
 std::tuple<Tensor, Tensor> loss_and_slope(const Tensor& pred, const Wing<Real>& constants, bool reduce,
@@ -161,7 +150,7 @@ std::tuple<Tensor, Tensor> loss_and_slope(const Tensor& pred, const Wing<Real>& 
 
 // In float where its digits and the short series serve, else in double.
 template <typename MakeSource>
-std::tuple<Tensor, Tensor> dispatch(const Tensor& pred, const Numbers& numbers, bool smooth, bool reduce,
+std::tuple<Tensor, Tensor> dispatch(const Tensor& pred, const WingNumbers& numbers, bool smooth, bool reduce,
                                     const MakeSource& make_source) {
   const auto constants = numbers.constants<float>(smooth);
   if (pred.scalar_type() != ScalarType::Double && constants.narrow())

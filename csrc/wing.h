@@ -63,6 +63,18 @@ struct Wing {
   IACT_HOST_DEVICE bool narrow() const { return sizeof(Real) == 4 && u <= Real(1.0001 * kNarrow); }
 };
 
+// The constants of the losses as the ops take them.
+struct WingNumbers {
+  double omega, theta1, theta2, alpha, epsilon;
+
+  template <typename Real>
+  Wing<Real> constants(bool smooth) const {
+    return {omega, smooth ? theta1 : 0, theta2, alpha, epsilon};
+  }
+};
+
+constexpr WingNumbers kPublished{14.0, 0.05, 0.5, 2.1, 1.0};
+
 // The piece below theta1, which meets value V and bend W there.
 template <typename Real>
 IACT_HOST_DEVICE void inner_piece(Real difference, Real V, Real W, const Wing<Real>& c, bool narrow, Real& value,

@@ -63,17 +63,6 @@ const T* const_data(const Tensor& tensor) {
 
 int64_t blocks_for(int64_t pixels) { return (pixels + kBlockPixels - 1) / kBlockPixels; }
 
-struct Numbers {
-  double omega, theta1, theta2, alpha, epsilon;
-
-  template <typename T>
-  Wing<RealOf<T>> constants(bool smooth) const {
-    return {omega, smooth ? theta1 : 0, theta2, alpha, epsilon};
-  }
-};
-
-constexpr Numbers kPublished{14.0, 0.05, 0.5, 2.1, 1.0};
-
 // What both losses return, and one sum per block.
 struct Results {
   Tensor loss, slope, sums;
@@ -136,7 +125,7 @@ std::tuple<Tensor, Tensor> wing_loss(const Tensor& pred, const Tensor& target, c
   with_dtype(pred, [&](auto zero) {
     using T = decltype(zero);
     const auto launch = same ? launch_wing<T, T> : launch_wing<T, RealOf<T>>;
-    const auto constants = Numbers{omega, theta1, theta2, alpha, epsilon}.constants<T>(smooth);
+    const auto constants = WingNumbers{omega, theta1, theta2, alpha, epsilon}.constants<RealOf<T>>(smooth);
     if (pred.numel() > 0) launch(given, constants, results, stream);
     if (reduce) results.reduce<RealOf<T>>(pred.numel(), stream);
   });
@@ -208,7 +197,7 @@ std::tuple<Tensor, Tensor> heatmap_loss(const Tensor& pred, const Tensor& landma
   with_dtype(pred, [&](auto zero) {
     using T = decltype(zero);
     const auto launch = channels_last ? launch_channels_last<T> : launch_contiguous<T>;
-    if (pred.numel() > 0) launch(dense, maps, kPublished.constants<T>(smooth), results, stream);
+    if (pred.numel() > 0) launch(dense, maps, kPublished.constants<RealOf<T>>(smooth), results, stream);
     results.reduce<RealOf<T>>(pred.numel(), stream);
   });
   return {results.loss, results.slope};

@@ -71,14 +71,6 @@ struct Results {
   }
 };
 
-template <typename Real>
-iact::Wing<Real> constants(bool smooth, const std::array<double, 5>& numbers) {
-  const auto [omega, theta1, theta2, alpha, epsilon] = numbers;
-  return {omega, smooth ? theta1 : 0, theta2, alpha, epsilon};
-}
-
-constexpr std::array<double, 5> kPublished = {14.0, 0.05, 0.5, 2.1, 1.0};
-
 // The mean loss; `slope` gets slopes times `factor`, `losses` (or None) the loss of each pixel. `weight` (or None) has
 // the sizes and strides given.
 double wing(const std::string& dtype, bool vector, py::array pred, py::array target, std::optional<py::array> weight,
@@ -95,7 +87,8 @@ double wing(const std::string& dtype, bool vector, py::array pred, py::array tar
     emulator::Buffer<Real> each("losses", losses ? static_cast<size_t>(pixels) : 0);
     const int64_t blocks = (pixels + iact::kBlockPixels - 1) / iact::kBlockPixels;
     Results<T> results(pixels, blocks);
-    const auto c = constants<Real>(smooth, numbers);
+    const auto [omega, theta1, theta2, alpha, epsilon] = numbers;
+    const auto c = iact::WingNumbers{omega, theta1, theta2, alpha, epsilon}.constants<Real>(smooth);
     const auto run = [&](auto count, auto narrow) {
       emulator::run(Machine{schedule, hardware}.launch(blocks), [&] {
         iact::wing_kernel<T, T, count, narrow>(preds.data(), targets.data(), weight ? weights.data() : nullptr, place,
@@ -128,7 +121,7 @@ double heatmap(const std::string& dtype, bool vector, bool channels_last, std::a
     const auto flags = visible ? buffer<bool>("visible", *visible) : emulator::Buffer<bool>("visible", 0);
     const int64_t key = rounding.value_or(0);
     const emulator::Buffer<int64_t> keys("seed", &key, 1);
-    const auto c = constants<Real>(smooth, kPublished);
+    const auto c = iact::kPublished.constants<Real>(smooth);
     const iact::Drawing drawing(sigma, rounding.has_value(), map_factor);
     return with_count<T>(vector, [&](auto count) {
       const int across = iact::kThreads * count;
