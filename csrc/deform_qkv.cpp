@@ -22,22 +22,6 @@ struct Arithmetic<double> {
   using Type = double;
 };
 
-template <typename Work>
-auto with_dtype(const Tensor& x, const Work& work) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return work(float());
-    case ScalarType::Double:
-      return work(double());
-    case ScalarType::BFloat16:
-      return work(c10::BFloat16());
-    case ScalarType::Half:
-      return work(c10::Half());
-    default:
-      STD_TORCH_CHECK(false, "deform_qkv: x must be float32, float64, bfloat16 or float16");
-  }
-}
-
 Tensor widened(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
@@ -190,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> deform_qkv(const Tensor& x, const Tensor& off
   };
   Tensor q = empty(), k = empty(), v = empty();
   if (x.numel() == 0) return {q, k, v};
-  with_dtype(x, [&](auto zero) {
+  with_dtype("deform_qkv", x, [&](auto zero) {
     using T = decltype(zero);
     using A = typename Arithmetic<T>::Type;
     const Problem<A> problem(x, offset, weight, bias, heads);
@@ -328,7 +312,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_qkv_backward(const Tensor& gra
                                                                const std::optional<Tensor>& bias, int64_t heads) {
   const Tensor q = torch::stable::contiguous(grad_q), k = torch::stable::contiguous(grad_k);
   const Tensor v = torch::stable::contiguous(grad_v);
-  return with_dtype(x, [&](auto zero) {
+  return with_dtype("deform_qkv", x, [&](auto zero) {
     using T = decltype(zero);
     using A = typename Arithmetic<T>::Type;
     const Problem<A> problem(x, offset, weight, bias, heads);

@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
@@ -49,6 +51,18 @@ inline Tensor empty_like(const Tensor& pred, ScalarType dtype, MemoryFormat form
 
 inline Tensor empty_scalar(const Tensor& pred, ScalarType dtype) {
   return torch::stable::empty({}, dtype, std::nullopt, pred.device(), std::nullopt, MemoryFormat::Contiguous);
+}
+
+// Calls work(T()) with the element type of the tensor.
+template <typename Work>
+auto with_dtype(const char* op, const Tensor& tensor, const Work& work) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return work(float());
+    case ScalarType::Double: return work(double());
+    case ScalarType::BFloat16: return work(c10::BFloat16());
+    case ScalarType::Half: return work(c10::Half());
+    default: STD_TORCH_CHECK(false, op, ": expected float32, float64, bfloat16 or float16");
+  }
 }
 
 // `tensor` broadcast to the shape of `pred`, its elements counted in the order in which `pred` lies in memory.

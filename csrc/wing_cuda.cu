@@ -12,32 +12,6 @@
 namespace iact {
 namespace {
 
-template <typename T>
-constexpr ScalarType kDtype = ScalarType::Float;
-template <>
-constexpr ScalarType kDtype<double> = ScalarType::Double;
-template <>
-constexpr ScalarType kDtype<c10::BFloat16> = ScalarType::BFloat16;
-template <>
-constexpr ScalarType kDtype<c10::Half> = ScalarType::Half;
-
-// Calls work(T()) with the element type of the tensor.
-template <typename Work>
-void with_dtype(const Tensor& tensor, const Work& work) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return work(float());
-    case ScalarType::Double:
-      return work(double());
-    case ScalarType::BFloat16:
-      return work(c10::BFloat16());
-    case ScalarType::Half:
-      return work(c10::Half());
-    default:
-      STD_TORCH_CHECK(false, "the wing losses take float32, float64, bfloat16 or float16");
-  }
-}
-
 // Calls work(std::integral_constant<int, N>) with the elements of T to move at a time: 16 bytes of them where a unit
 // (a row, or whatever must not be left in the middle of a move) is a multiple of that and memory is aligned, else one.
 template <typename T, typename Work>
@@ -122,7 +96,7 @@ std::tuple<Tensor, Tensor> wing_loss(const Tensor& pred, const Tensor& target, c
   if (weight) given.place = broadcast("wing_loss", *given.weight, pred, format);
   STD_TORCH_CHECK(!weight || pred.numel() < (int64_t{1} << 32), "wing_loss: fewer than 2^32 pixels can be weighted");
   Results results(pred, format, reduce, blocks_for(pred.numel()));
-  with_dtype(pred, [&](auto zero) {
+  with_dtype("the wing losses", pred, [&](auto zero) {
     using T = decltype(zero);
     const auto launch = same ? launch_wing<T, T> : launch_wing<T, RealOf<T>>;
     const auto constants = WingNumbers{omega, theta1, theta2, alpha, epsilon}.constants<RealOf<T>>(smooth);
@@ -194,7 +168,7 @@ std::tuple<Tensor, Tensor> heatmap_loss(const Tensor& pred, const Tensor& landma
   const int64_t image = pred.size(1) * pred.size(2) * pred.size(3);
   const int64_t blocks = channels_last ? pred.size(0) * blocks_for(image) : pred.size(0) * pred.size(1);
   Results results(pred, format, true, pred.numel() ? blocks : 0);
-  with_dtype(pred, [&](auto zero) {
+  with_dtype("the wing losses", pred, [&](auto zero) {
     using T = decltype(zero);
     const auto launch = channels_last ? launch_channels_last<T> : launch_contiguous<T>;
     if (pred.numel() > 0) launch(dense, maps, kPublished.constants<RealOf<T>>(smooth), results, stream);
@@ -207,7 +181,7 @@ void scale(Tensor slope, const Tensor& grad) {
   STD_TORCH_CHECK(grad.numel() == 1 && grad.scalar_type() == wide(slope), "scale_: grad must be a scalar of the loss");
   if (slope.numel() == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(slope.get_device());
-  with_dtype(slope, [&](auto zero) {
+  with_dtype("scale_", slope, [&](auto zero) {
     using T = decltype(zero);
     const int64_t blocks = std::min<int64_t>(blocks_for(slope.numel()), 2048);  // enough to fill any GPU
     with_count<T>(slope.numel(), {slope.const_data_ptr()}, [&](auto count) {
