@@ -1,10 +1,11 @@
-"""Puts the figures of benchmarks/results/ops_*.json into the README's tables; --check only says whether they agree."""
+"""Puts the figures of benchmarks/results into the README's tables; --check only says whether they agree."""
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,28 +25,48 @@ both were found to give our results before they were timed. The files hold more 
 "forward" includes the gradient, which the op computes in the same pass."""
 
 
-def file_name(device: str) -> str:
+BLOCK_HEAD = (
+    "| op | C, map | dtype | batch | ours, ms | eager, ms | torch.compile, ms | library, ms | floor, ms (reached) |"
+)
+BLOCK_LABELS = {"deform_qkv": "`deform_qkv`", "attention": "`attention`", "msa": "`deform_attention`"}
+BLOCK_SHAPES = ("96x32", "192x16", "384x8")  # those of iact
+BLOCK_CAPTION = """\
+Forward and backward, at the three shapes of `iact`, each with offsets of its own for q, k and v. Library: torchvision's
+`deform_conv2d` three times, in float32 as autocast runs it (one thread of scalar code on a CPU);
+`scaled_dot_product_attention`, the fastest of its backends; or both in a row. Eager is `grid_sample` and batched
+products; softmax between two products. The floor is the longer of moving all inputs, outputs and gradients once and of
+the matrix products, at the speed of a plain copy and of one large product in the same run. The files hold the forward
+pass alone, more dtypes, batches and shapes, shared offsets, peak memory, TFLOP/s and GB/s."""
+INFERENCE_HEAD = (
+    "| network | input, px | parameters, M | GMAC | fp32, batch 1, ms | batch 8 | bf16, batch 1, ms | batch 8 |"
+)
+INFERENCE_CAPTION = """\
+Each network in the fastest of its forms: contiguous, channels_last, or channels_last with batch normalisation folded
+into the convolutions. Medians over rounds in which all networks take turns. HRNet-W18 has the landmark head of Sun et
+al. 2019; ResNet-50 gives 98 coordinates and no heatmaps. Both are timm's. bf16 is autocast."""
+
+
+def file_name(device: str, kind: str) -> str:
     """The file of a device's results: ops_cpu.json, ops_nvidia_h200.json."""
-    return f"ops_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+    return f"{kind}_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
 
 
-def render(result: dict, batch: int = 64) -> str:
-    """The Markdown table of a result: ours beside its peers, for trained predictions in contiguous memory."""
-    lines = [HEAD, re.sub(r"[^|]+", " --- ", HEAD)]
-    for op, label in LABELS.items():
-        for dtype in ("fp32", "bf16"):
-            times = {row["implementation"]: row for row in result["rows"] if _is_shown(row, op, dtype, batch)}
-            if "ours" in times:
-                lines.append(_line(label, dtype, times))
-    return "\n".join(lines)
+def render(result: dict) -> str:
+    """The Markdown table of a result, by the benchmark it comes from."""
+    return TABLES[result["benchmark"]].render(result["rows"])
 
 
 def section(folder: Path) -> str:
-    """All that stands between the markers: one table for the CPU, one for each GPU that was measured."""
-    gpus = sorted(path for path in folder.glob("ops_*.json") if path.name != "ops_cpu.json")
-    cpus = [path for path in [folder / "ops_cpu.json"] if path.exists()]
-    caption = [CAPTION] if cpus or gpus else []
-    return "\n\n".join([_part("On a CPU", cpus), _part("On a GPU", gpus), *caption])
+    """All that stands between the markers: for each benchmark a table of the CPU and one of each GPU measured."""
+    return "\n\n".join(_tables(kind, table, folder) for kind, table in TABLES.items())
+
+
+def _tables(kind: str, table: "Table", folder: Path) -> str:
+    cpu = folder / file_name("cpu", kind)
+    gpus = sorted(path for path in folder.glob(f"{kind}_*.json") if path != cpu)
+    cpus = [cpu] if cpu.exists() else []
+    caption = [table.caption] if cpus or gpus else []
+    return "\n\n".join([_part(f"{table.title} on a CPU", cpus), _part(f"{table.title} on a GPU", gpus), *caption])
 
 
 def replaced(readme: str, text: str) -> str:
@@ -68,8 +89,58 @@ def _place(result: dict, name: str) -> str:
         if result["device"] == "cpu"
         else f"{result['device']}, CUDA {machine['cuda']}, driver {machine['driver']}"
     )
-    speed = f"a copy moves {result['copy_gigabytes_per_second']:.0f} GB/s"
-    return f"{where}, torch {machine['torch']}; {speed}; [json](benchmarks/results/{name})."
+    speeds = (
+        [f"a copy moves {result['copy_gigabytes_per_second']:.0f} GB/s"]
+        if "copy_gigabytes_per_second" in result
+        else []
+    )
+    for dtype, rate in result.get("product_teraflops_per_second", {}).items():
+        speeds.append(f"a product in {dtype} does {_figure(rate)} TFLOP/s")
+    return "; ".join([f"{where}, torch {machine['torch']}", *speeds, f"[json](benchmarks/results/{name})."])
+
+
+def _ops_table(rows: Sequence[dict]) -> str:
+    """Ours beside its peers, for trained predictions in contiguous memory, at the first batch."""
+    lines = _heading(HEAD)
+    for op, label in LABELS.items():
+        for dtype in ("fp32", "bf16"):
+            times = {row["implementation"]: row for row in rows if _is_shown(row, op, dtype, rows[0]["batch"])}
+            if "ours" in times:
+                lines.append(_line([label, dtype], times, ["eager", "compile"]))
+    return "\n".join(lines)
+
+
+def _block_table(rows: Sequence[dict]) -> str:
+    """Ours beside its peers, forward and backward, in the first dtype and batch."""
+    lines = _heading(BLOCK_HEAD)
+    first = {name: rows[0][name] for name in ("dtype", "batch")} | {"pass": "forward+backward"}
+    for op, label in BLOCK_LABELS.items():
+        for shape in BLOCK_SHAPES:
+            case = (first | {"op": op, "shape": shape}).items()
+            shown = [row for row in rows if case <= row.items() and row["offsets"] != "shared"]
+            times = {row["implementation"]: row for row in shown}
+            if "ours" in times:
+                libraries = [row for row in shown if row["implementation"].startswith(("sdpa", "torchvision"))]
+                times["library"] = min(libraries, key=lambda row: row["milliseconds"], default=None)
+                place = "{}, {} x {}".format(*re.match(r"(.+)x((.+))", shape).groups())
+                lines.append(_line([label, place, first["dtype"]], times, ["eager", "compile", "library"]))
+    return "\n".join(lines)
+
+
+def _inference_table(rows: Sequence[dict]) -> str:
+    """The networks, each in the form that was fastest."""
+    lines = _heading(INFERENCE_HEAD)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        size = [str(own[0][name]) for name in ("input", "parameters_millions", "gmac")]
+        cases = [(dtype, batch) for dtype in ("fp32", "bf16") for batch in (1, 8)]
+        times = [[row["milliseconds"] for row in own if (row["dtype"], row["batch"]) == case] for case in cases]
+        lines.append(f"| {' | '.join([model, *size, *(_figure(min(found)) if found else '-' for found in times)])} |")
+    return "\n".join(lines)
+
+
+def _heading(head: str) -> list[str]:
+    return [head, re.sub(r"[^|]+", " --- ", head)]
 
 
 def _is_shown(row: dict, op: str, dtype: str, batch: int) -> bool:
@@ -78,11 +149,11 @@ def _is_shown(row: dict, op: str, dtype: str, batch: int) -> bool:
     return whole and kind == (op, dtype, batch, "trained", "contiguous")
 
 
-def _line(label: str, dtype: str, times: dict[str, dict]) -> str:
+def _line(labels: list[str], times: dict[str, dict], names: list[str]) -> str:
     ours = times["ours"]
-    peers = [_peer(times.get(name), ours) for name in ("eager", "compile")]
+    peers = [_peer(times.get(name), ours) for name in names]
     floor = f"{_figure(ours['floor_ms'])} ({ours['floor_percent']:.0f} %)"
-    return f"| {' | '.join([label, dtype, str(ours['batch']), _figure(ours['milliseconds']), *peers, floor])} |"
+    return f"| {' | '.join([*labels, str(ours['batch']), _figure(ours['milliseconds']), *peers, floor])} |"
 
 
 def _peer(row: dict | None, ours: dict) -> str:
@@ -96,6 +167,22 @@ def _figure(value: float, digits: int = 3) -> str:
     rounded = float(f"{value:.{digits - 1}e}")
     decimals = max(0, digits - 1 - int(f"{rounded:e}".partition("e")[2]))
     return f"{rounded:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the README shows of one benchmark."""
+
+    title: str
+    render: Callable[[Sequence[dict]], str]
+    caption: str
+
+
+TABLES = {
+    "ops": Table("Losses and decoding", _ops_table, CAPTION),
+    "attention_block": Table("Projection and attention", _block_table, BLOCK_CAPTION),
+    "inference": Table("Whole networks", _inference_table, INFERENCE_CAPTION),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench_ops  # noqa: E402
+import comparison  # noqa: E402
 import peers  # noqa: E402
 import tables  # noqa: E402
 import timing  # noqa: E402
@@ -29,7 +30,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees
 def few_landmarks(monkeypatch):
     """Small maps in small batches, and a floor of a byte a nanosecond."""
     monkeypatch.setattr(bench_ops, "LANDMARKS", 6)
-    monkeypatch.setattr(bench_ops, "copy_bandwidth", lambda device, mebibytes, seconds: 1e9)
+    monkeypatch.setattr(comparison, "copy_bandwidth", lambda device, mebibytes, seconds: 1e9)
 
 
 def row(implementation: str, milliseconds: float, **other) -> dict:
@@ -38,7 +39,7 @@ def row(implementation: str, milliseconds: float, **other) -> dict:
     return found | {"floor_ms": 0.024, "floor_percent": 53.4} | other
 
 
-@pytest.mark.parametrize("dtype", bench_ops.DTYPES)
+@pytest.mark.parametrize("dtype", comparison.DTYPES)
 @pytest.mark.parametrize("op", bench_ops.OPS)
 def test_peers_compute_what_ours_computes(op, dtype):
     for variant in ("trained", "untrained") if op.endswith("loss") else ("trained",):
@@ -46,7 +47,7 @@ def test_peers_compute_what_ours_computes(op, dtype):
         inputs = bench_ops.draw_inputs(case, CPU)
         ours, eager = (bench_ops.with_pass(function, case)(*inputs) for function in bench_ops.OPS[op])
         assert len(ours) == 2 and all(result.abs().max() > 0 for result in ours)
-        bench_ops.check(eager, ours, case)
+        comparison.check(eager, ours, case)
 
 
 def test_peers_have_the_defaults_of_the_ops():
@@ -65,12 +66,12 @@ def test_peers_compile_whole(op):
 def test_what_differs_is_found_out():
     ours = (torch.tensor([3.0, 4.0]),)
     loss, decode = (bench_ops.Case(op, "fp32", False, 1) for op in ("heatmap_loss", "decode_topk"))
-    bench_ops.check((torch.tensor([3.0, 4.0001]),), ours, loss)
+    comparison.check((torch.tensor([3.0, 4.0001]),), ours, loss)
     for wrong in (torch.tensor([3.0, 4.01]), torch.tensor([3.0, torch.nan]), torch.tensor([3.0, 4.0]).double()):
-        with pytest.raises(bench_ops.Disagreement):
-            bench_ops.check((wrong,), ours, loss)
-    with pytest.raises(bench_ops.Disagreement):
-        bench_ops.check((torch.tensor([3.0, 4.0001]),), ours, decode)
+        with pytest.raises(comparison.Disagreement):
+            comparison.check((wrong,), ours, loss)
+    with pytest.raises(comparison.Disagreement):
+        comparison.check((torch.tensor([3.0, 4.0001]),), ours, decode)
 
 
 def test_rows_are_complete_and_consistent(tmp_path, capsys):
@@ -176,7 +177,7 @@ def test_table_of_known_rows():
     rows = [row("ours", 0.04491), row("eager", 5.996), row("compile", 0.61), row("eager", 9.0, variant="untrained")]
     decode = {"op": "decode_topk", "pass": "forward", "dtype": "fp32", "floor_ms": 23.96, "floor_percent": 20.2}
     rows += [row("ours", 118.6, **decode), row("eager", 1234.5, **decode), row("ours", 7.0, batch=32)]
-    assert tables.render({"rows": rows}).splitlines() == [
+    assert tables.render({"benchmark": "ops", "rows": rows}).splitlines() == [
         "| op | dtype | batch | ours, ms | eager, ms | torch.compile, ms | floor, ms (reached) |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| `heatmap_loss`, forward and backward | bf16 | 64 | 0.0449 | 6.00 (130x) | 0.610 (14x) | 0.0240 (53 %) |",
@@ -185,15 +186,19 @@ def test_table_of_known_rows():
 
 
 def test_section_names_each_machine_and_guesses_nothing(tmp_path):
-    assert tables.section(tmp_path) == "On a CPU: not measured yet.\n\nOn a GPU: not measured yet."
+    missing = [
+        f"{table.title} on a {where}: not measured yet." for table in tables.TABLES.values() for where in ("CPU", "GPU")
+    ]
+    assert tables.section(tmp_path).split("\n\n") == missing
     machine = {"torch": "2.11.0", "cuda": "13.0", "driver": "580.1"}
-    result = {"device": "NVIDIA H200", "machine": machine, "copy_gigabytes_per_second": 4312.3, "rows": []}
-    assert tables.file_name(result["device"]) == "ops_nvidia_h200.json"
+    result = {"benchmark": "ops", "device": "NVIDIA H200", "machine": machine, "rows": []}
+    result["copy_gigabytes_per_second"] = 4312.3
+    assert tables.file_name(result["device"], "ops") == "ops_nvidia_h200.json"
     (tmp_path / "ops_nvidia_h200.json").write_text(json.dumps(result))
-    cpu, gpu, *_, caption = tables.section(tmp_path).split("\n\n")
-    assert cpu == "On a CPU: not measured yet." and caption == tables.CAPTION
+    cpu, gpu, _, caption, *others = tables.section(tmp_path).split("\n\n")
+    assert cpu == missing[0] and caption == tables.CAPTION and others == missing[2:]
     place = "NVIDIA H200, CUDA 13.0, driver 580.1, torch 2.11.0; a copy moves 4312 GB/s"
-    assert gpu == f"On a GPU: {place}; [json](benchmarks/results/ops_nvidia_h200.json)."
+    assert gpu == f"Losses and decoding on a GPU: {place}; [json](benchmarks/results/ops_nvidia_h200.json)."
 
 
 def test_tables_change_only_what_stands_between_the_markers():
