@@ -155,3 +155,8 @@ def test_flops():
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         attention(*arguments)
+
+
+def test_shapes_on_the_meta_device():
+    q = torch.empty(2, 3, 5, 4, device="meta")
+    assert attention(q, q, q).shape == q.shape
