@@ -7,9 +7,12 @@ from torch.utils.flop_counter import register_flop_formula
 from iact.errors import InputError
 from iact.ops.attention import attention, seen_dtype
 from iact.ops.reference import deform as reference
-from iact.ops.registry import LIBRARY, autocast, define, differentiate
+from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate
 
 OFFSETS = 2 * reference.TAPS
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_SIZES = (16, 32, 48, 64)  # channels per head
+KERNEL_WORDS = "kernel where built, for 16 to 64 channels per head in steps of 16 (others: PyTorch reference)"
 
 
 def deform_qkv(
@@ -107,6 +110,25 @@ def _autocast(dtype, x, offset, weight, bias, heads):
     return low[0], offset if offset.dtype == torch.float64 else offset.float(), low[1], low[2], heads
 
 
+def _fits_kernels(x: Tensor, offset: Tensor, heads: int) -> bool:
+    """Whether the CUDA kernels take it, and are built at all (they then bring the namespace iact_cuda)."""
+    batch, channels, height, width = x.shape
+    tokens = batch * height * width
+    dtypes = x.dtype in KERNEL_DTYPES and offset.dtype in (torch.float32, x.dtype)
+    fits = dtypes and channels // heads in KERNEL_SIZES and 0 < tokens < 2**26 and tokens * heads < 2**31
+    return fits and hasattr(torch.ops.iact_cuda, "deform_qkv")
+
+
+def _cuda(x, offset, weight, bias, heads):
+    fits = _fits_kernels(x, offset, heads)
+    return (torch.ops.iact_cuda if fits else reference).deform_qkv(x, offset, weight, bias, heads)
+
+
+def _cuda_backward(grad_q, grad_k, grad_v, x, offset, weight, bias, heads):
+    backend = torch.ops.iact_cuda if _fits_kernels(x, offset, heads) else reference
+    return backend.deform_qkv_backward(grad_q, grad_k, grad_v, x, offset, weight, bias, heads)
+
+
 def _deform_attention(x, offset, weight, bias, heads):
     q, k, v = torch.ops.iact.deform_qkv(x, offset, weight, bias, heads)
     return attention(q, k, v).transpose(1, 2).flatten(2)
@@ -123,6 +145,8 @@ define(
     reference.deform_qkv_backward,
     _fake_backward,
 )
+add_kernel("deform_qkv", "CUDA", _cuda, KERNEL_WORDS)
+add_kernel("deform_qkv_backward", "CUDA", _cuda_backward, KERNEL_WORDS)
 differentiate("deform_qkv", _backward, _setup_context)
 autocast("deform_qkv", _autocast)
 LIBRARY.define("deform_attention(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> Tensor")
