@@ -10,26 +10,6 @@
 
 namespace iact {
 
-constexpr int kUsualShared = 48 << 10;  // bytes of dynamic shared memory that a kernel may have without asking
-
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, int shared,
-            cudaStream_t stream, const Arguments&... arguments) {
-  if (shared > kUsualShared) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  kernel<<<grid, threads, shared, stream>>>(arguments...);
-  check_launch(name);
-}
-
-template <typename T>
-T* data(Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-template <typename T>
-const T* const_data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
 // The tensor in that layout and from a multiple of 16 bytes on: itself wherever it can be.
 inline Tensor readable(const Tensor& tensor, MemoryFormat format) {
   const Tensor dense = torch::stable::contiguous(tensor, format);
@@ -115,9 +95,9 @@ struct DeformProblem {
     STD_TORCH_CHECK(weight.scalar_type() == dtype && (!bias || bias->scalar_type() == dtype) &&
                         (offset.scalar_type() == dtype || offset.scalar_type() == ScalarType::Float),
                     "deform_qkv: x, weight and bias must have one dtype, and offset that one or float32");
-    STD_TORCH_CHECK(offset.device() == x.device() && weight.device() == x.device() &&
-                        (!bias || bias->device() == x.device()),
-                    "deform_qkv: all tensors must be on one device");
+    STD_TORCH_CHECK(
+        offset.device() == x.device() && weight.device() == x.device() && (!bias || bias->device() == x.device()),
+        "deform_qkv: all tensors must be on one device");
     STD_TORCH_CHECK(tokens > 0 && tokens < int64_t{1} << 26 && tokens * heads < int64_t{1} << 31,
                     "deform_qkv: the kernels take 1 to 2^26 - 1 tokens, fewer than 2^31 in all heads");
     return readable(x, MemoryFormat::ChannelsLast);

@@ -26,15 +26,10 @@ Tensor widened(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-template <typename A>
-const A* values(const Tensor& tensor) {
-  return static_cast<const A*>(tensor.const_data_ptr());
-}
-
 // Of one image and set of a tensor [B, S*18, H, W].
 template <typename A>
 Offsets<A> offsets_of(const Tensor& offset, int64_t b, int64_t set) {
-  const A* first = values<A>(offset) + b * offset.stride(0) + set * 2 * kTaps * offset.stride(1);
+  const A* first = const_data<A>(offset) + b * offset.stride(0) + set * 2 * kTaps * offset.stride(1);
   return {first, offset.stride(1), offset.stride(2), offset.stride(3)};
 }
 
@@ -64,14 +59,14 @@ struct Problem {
                     "deform_qkv: weight must be [3C, C / heads, 3, 3]");
     if (!bias_) return;
     const Tensor wide = torch::stable::contiguous(widened(*bias_, kWide<A>));
-    bias.assign(values<A>(wide), values<A>(wide) + 3 * map.channels());
+    bias.assign(const_data<A>(wide), const_data<A>(wide) + 3 * map.channels());
   }
 
   int64_t depth() const { return kTaps * map.size; }    // of the forward product
   int64_t outputs() const { return parts * map.size; }  // its columns
   int64_t tiles() const { return (map.pixels() + kTile - 1) / kTile; }
   int64_t count(int64_t tile) const { return std::min(kTile, map.pixels() - tile * kTile); }
-  const A* image(int64_t b) const { return values<A>(rows) + b * map.pixels() * map.channels(); }
+  const A* image(int64_t b) const { return const_data<A>(rows) + b * map.pixels() * map.channels(); }
   int64_t output(int64_t set, int64_t head, int64_t column) const {  // the weight's row of a product's column
     return (set * parts + column / map.size) * map.channels() + head * map.size + column % map.size;
   }
@@ -106,7 +101,7 @@ class Panels {
     torch::stable::parallel_for(0, problem.sets * heads_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const WeightPlaces places(problem, problem.weight, unit / heads_, unit % heads_);
-        fill(unit, values<A>(problem.weight), transposed ? places.output : places.input,
+        fill(unit, const_data<A>(problem.weight), transposed ? places.output : places.input,
              transposed ? places.input : places.output);
       }
     });
@@ -179,8 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> deform_qkv(const Tensor& x, const Tensor& off
     using A = typename Arithmetic<T>::Type;
     const Problem<A> problem(x, offset, weight, bias, heads);
     const Panels<A> panels(problem, false);
-    const auto data = [](Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); };
-    const Projections<T> to{{data(q), data(k), data(v)}};
+    const Projections<T> to{{data<T>(q), data<T>(k), data<T>(v)}};
     torch::stable::parallel_for(0, problem.batch * problem.sets * problem.tiles(), 1, [&](int64_t begin, int64_t end) {
       const auto samples = std::make_unique<Samples<A>>();
       std::vector<A> columns(kTile * kTaps * problem.map.channels()), projected(kTile * padded(problem.outputs()));
@@ -251,7 +245,7 @@ void backward_of_weight(const Problem<A>& problem, const Projections<const T>& g
     for (int64_t token = 0; token < count; ++token)
       for (int64_t n = 0; n < row; ++n) bias[n] += grad[token * row + n];
   }
-  A* to = static_cast<A*>(grad_weight.mutable_data_ptr());
+  A* to = data<A>(grad_weight);
   const WeightPlaces places(problem, grad_weight, set, head);
   for (int64_t n = 0; n < outputs; ++n) {
     for (int64_t k = 0; k < depth; ++k) to[places.output[n] + places.input[k]] = sums[k * row + n];
@@ -284,14 +278,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Projections<const T>& 
   Tensor grad_bias = torch::stable::empty({3 * problem.map.channels()}, kWide<A>, std::nullopt, x.device());
   const Panels<A> panels(problem, true);
   const int64_t image = problem.map.pixels() * problem.map.channels();
-  A* const to_rows = static_cast<A*>(rows.mutable_data_ptr());
+  A* const to_rows = data<A>(rows);
   torch::stable::parallel_for(0, problem.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       std::fill_n(to_rows + b * image, image, A(0));
       backward_of_image(problem, panels, grads, b, to_rows + b * image, grad_offset.wide);
     }
   });
-  A* const to_bias = static_cast<A*>(grad_bias.mutable_data_ptr());
+  A* const to_bias = data<A>(grad_bias);
   torch::stable::parallel_for(0, problem.sets * problem.map.heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit)
       backward_of_weight(problem, grads, unit / problem.map.heads, unit % problem.map.heads, grad_weight.wide, to_bias);
@@ -316,7 +310,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_qkv_backward(const Tensor& gra
     using T = decltype(zero);
     using A = typename Arithmetic<T>::Type;
     const Problem<A> problem(x, offset, weight, bias, heads);
-    const Projections<const T> grads{{values<T>(q), values<T>(k), values<T>(v)}};
+    const Projections<const T> grads{{const_data<T>(q), const_data<T>(k), const_data<T>(v)}};
     return backward(grads, problem, x, offset, weight, bias);
   });
 }

@@ -25,4 +25,15 @@ inline void check_launch(const char* kernel) {
   STD_TORCH_CHECK(error == cudaSuccess, kernel, ": the launch failed: ", cudaGetErrorString(error));
 }
 
+// The usual launch, with as much dynamic shared memory as is asked for.
+constexpr int kUsualShared = 48 << 10;  // bytes of dynamic shared memory that a kernel may have without asking
+
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, int shared,
+            cudaStream_t stream, const Arguments&... arguments) {
+  if (shared > kUsualShared) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  kernel<<<grid, threads, shared, stream>>>(arguments...);
+  check_launch(name);
+}
+
 }  // namespace iact

@@ -20,6 +20,16 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+template <typename T>
+T* data(Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <typename T>
+const T* const_data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
 // What Tensor::is_contiguous(ChannelsLast) says in full libtorch.
 inline bool is_channels_last(const Tensor& tensor) {
   int64_t expected = 1;
@@ -57,11 +67,16 @@ inline Tensor empty_scalar(const Tensor& pred, ScalarType dtype) {
 template <typename Work>
 auto with_dtype(const char* op, const Tensor& tensor, const Work& work) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return work(float());
-    case ScalarType::Double: return work(double());
-    case ScalarType::BFloat16: return work(c10::BFloat16());
-    case ScalarType::Half: return work(c10::Half());
-    default: STD_TORCH_CHECK(false, op, ": expected float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return work(float());
+    case ScalarType::Double:
+      return work(double());
+    case ScalarType::BFloat16:
+      return work(c10::BFloat16());
+    case ScalarType::Half:
+      return work(c10::Half());
+    default:
+      STD_TORCH_CHECK(false, op, ": expected float32, float64, bfloat16 or float16");
   }
 }
 

@@ -25,16 +25,6 @@ void with_count(int64_t unit, std::initializer_list<const void*> pointers, const
     work(std::integral_constant<int, 1>());
 }
 
-template <typename T>
-T* data(Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-template <typename T>
-const T* const_data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
 int64_t blocks_for(int64_t pixels) { return (pixels + kBlockPixels - 1) / kBlockPixels; }
 
 // What both losses return, and one sum per block.

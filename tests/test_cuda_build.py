@@ -34,6 +34,23 @@ BUDGETS = {
     r"(wing|heatmap\w*)_kernel": Budget(registers=40, shared=32),
     r"scale_kernel<.* [48]>": Budget(registers=32, vector=("LDG", "STG")),
     r"scale_kernel": Budget(registers=32),
+    r"deform_qkv(_x)?_kernel<c10::\w+, (16|32|48)(, 1)?>": Budget(registers=80, shared=10240, vector=("LDG", "STG")),
+    r"deform_qkv_kernel<.* 64, 3>": Budget(registers=232, shared=10240, vector=("LDG", "STG")),
+    r"deform_qkv(_x)?_kernel": Budget(registers=128, shared=10240, vector=("LDG", "STG")),
+    r"deform_lists_kernel": Budget(registers=56),
+    r"deform_qkv_(offset|weight)_kernel<float, (48|64)": Budget(registers=224, vector=("LDG",)),
+    r"deform_qkv_weight_kernel<.* (16|32|48), ": Budget(registers=112, vector=("LDG",)),
+    r"deform_qkv_(offset|weight)_kernel": Budget(registers=128, vector=("LDG",)),
+    r"deform_qkv_weight_sum_kernel<float": Budget(registers=40, vector=("LDG", "STG")),
+    r"deform_qkv_weight_sum_kernel": Budget(registers=40, vector=("LDG",)),
+    r"attention_kernel<float": Budget(registers=200, vector=("LDG", "STG")),
+    r"attention_kernel<.* 2>": Budget(registers=216, vector=("LDG", "STG")),
+    r"attention_kernel<.* (16|32|48), 1>": Budget(registers=128, vector=("LDG", "STG")),
+    r"attention_kernel": Budget(registers=144, vector=("LDG", "STG")),
+    r"attention_backward_kernel<float": Budget(registers=240, shared=512, vector=("LDG", "STG")),
+    r"attention_backward_kernel<.* 2>": Budget(registers=248, shared=1024, vector=("LDG", "STG")),
+    r"attention_backward_kernel<.* (16|32), 1>": Budget(registers=128, shared=512, vector=("LDG", "STG")),
+    r"attention_backward_kernel": Budget(registers=184, shared=512, vector=("LDG", "STG")),
 }
 LARGEST = Budget(registers=255, shared=48 << 10, double=True)  # what the hardware allows; no kernel's own
 

@@ -1,12 +1,18 @@
 """Softmax attention over the pixels of a map (the paper, section 2.1.2, equation 3)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from iact.errors import InputError
 from iact.ops.reference import attention as reference
-from iact.ops.registry import LIBRARY, autocast, define, differentiate
+from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_SIZE = 64  # the longest row
+KERNEL_WORDS = "kernel where built, for D up to 64 (others: PyTorch reference)"
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -26,6 +32,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
 
 def seen_dtype(t: Tensor) -> torch.dtype:
     """The dtype in which an op gets a tensor: autocast, where it is on, changes all floating ones but float64."""
+    if not torch.amp.is_autocast_available(t.device.type):  # such as meta
+        return t.dtype
     kept = t.dtype == torch.float64 or not t.is_floating_point() or not torch.is_autocast_enabled(t.device.type)
     return t.dtype if kept else torch.get_autocast_dtype(t.device.type)
 
@@ -62,6 +70,23 @@ def _autocast(dtype, q, k, v, scale):
     return *(t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v)), scale
 
 
+def _fits_kernels(q: Tensor, scale: float | None) -> bool:
+    """Whether the CUDA kernels take it, and are built at all (they then bring `iact_cuda::attention`)."""
+    size = q.shape[-1]
+    # below 0 the highest score would not have the highest power
+    fits = q.dtype in KERNEL_DTYPES and size <= KERNEL_SIZE and (scale is None or 0 <= scale < math.inf)
+    return fits and q.numel() > 0 and hasattr(torch.ops.iact_cuda, "attention")
+
+
+def _cuda(q, k, v, scale):
+    return (torch.ops.iact_cuda if _fits_kernels(q, scale) else reference).attention(q, k, v, scale)
+
+
+def _cuda_backward(grad, q, k, v, out, logsumexp, scale):
+    backend = torch.ops.iact_cuda if _fits_kernels(q, scale) else reference
+    return backend.attention_backward(grad, q, k, v, out, logsumexp, scale)
+
+
 define(
     "attention(Tensor q, Tensor k, Tensor v, float? scale) -> (Tensor out, Tensor logsumexp)",
     reference.attention,
@@ -75,6 +100,8 @@ define(
 )
 LIBRARY.impl("attention", reference.attention_cpu, "CPU")
 LIBRARY.impl("attention_backward", reference.attention_backward_cpu, "CPU")
+add_kernel("attention", "CUDA", _cuda, KERNEL_WORDS)
+add_kernel("attention_backward", "CUDA", _cuda_backward, KERNEL_WORDS)
 differentiate("attention", _backward, _setup_context)
 autocast("attention", _autocast)
 
