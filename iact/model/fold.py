@@ -3,10 +3,11 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from iact.model.iact import IACT, Head, raised
+from iact.model.iact import IACT, Head
 from iact.model.layers import ConvBlock
 
 
@@ -29,8 +30,25 @@ class FoldedHead(nn.Module):
     def forward(self, c_map: torch.Tensor, fused: list[torch.Tensor]) -> torch.Tensor:
         features = self.mixes[0](c_map)
         for mix, m in zip(self.mixes[1:], fused, strict=True):
-            features += raised(mix(m), c_map)
+            features = add_raised(features, mix(m))
         return self.last(self.activation(features))
+
+
+def add_raised(features: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    """`features` [B, C, H, W] plus the map `m` [B, C, h, w] at their resolution, as two products: one along y, and one
+    along x that adds. On a CPU that is several times faster than interpolating channels_last maps."""
+    batch, channels, height, width = features.shape
+    along_y, along_x = (interpolation(*sizes, m) for sizes in zip(m.shape[2:], (height, width), strict=True))
+    tall = torch.matmul(along_y, m.permute(0, 2, 3, 1).flatten(2)).view(batch * height, m.shape[3], channels)
+    rows = features.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
+    sums = torch.baddbmm(rows, along_x.expand(batch * height, -1, -1), tall)
+    return sums.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def interpolation(size: int, to: int, like: torch.Tensor) -> torch.Tensor:
+    """The weights [to, size] of linear interpolation as `raised` has it, in the dtype and on the device of `like`."""
+    unit = torch.eye(size, device=like.device)[None]
+    return F.interpolate(unit, to, mode="linear", align_corners=False)[0].t().to(like.dtype)
 
 
 def fold(model: IACT) -> IACT:
