@@ -145,6 +145,7 @@ def iact_decode(
     LANDMARKS: tl.constexpr, WIDTH: tl.constexpr, STRIDE_X: tl.constexpr, FLAT: tl.constexpr, WHOLE: tl.constexpr,
     MAPS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
+    """Writes the coordinates and scores of MAPS maps of one image; `decode` launches it and says what it is given."""
     blocks: tl.constexpr = (LANDMARKS + MAPS - 1) // MAPS
     image = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
