@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from iact.errors import InputError
-from iact.ops.attention import attention, seen_dtype
+from iact.ops.attention import seen_dtype
 from iact.ops.reference import deform as reference
 from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate
 
@@ -130,8 +130,20 @@ def _cuda_backward(grad_q, grad_k, grad_v, x, offset, weight, bias, heads):
 
 
 def _deform_attention(x, offset, weight, bias, heads):
+    tensors = [t for t in (x, offset, weight, bias) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _in_steps(x, offset, weight, bias, heads)
+    return torch.ops.iact.deform_attention_forward(x, offset, weight, bias, heads)
+
+
+def _in_steps(x, offset, weight, bias, heads):
     q, k, v = torch.ops.iact.deform_qkv(x, offset, weight, bias, heads)
-    return attention(q, k, v).transpose(1, 2).flatten(2)
+    return torch.ops.iact.attention(q, k, v, None)[0].transpose(1, 2).flatten(2)
+
+
+def _fake_attention(x, offset, weight, bias, heads):
+    batch, channels, height, width = x.shape
+    return x.new_empty((batch, height * width, channels))
 
 
 define(
@@ -149,6 +161,12 @@ add_kernel("deform_qkv", "CUDA", _cuda, KERNEL_WORDS)
 add_kernel("deform_qkv_backward", "CUDA", _cuda_backward, KERNEL_WORDS)
 differentiate("deform_qkv", _backward, _setup_context)
 autocast("deform_qkv", _autocast)
+define(
+    "deform_attention_forward(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> Tensor",
+    _in_steps,
+    _fake_attention,
+)
+autocast("deform_attention_forward", _autocast)
 LIBRARY.define("deform_attention(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> Tensor")
 LIBRARY.impl("deform_attention", _deform_attention, "CompositeImplicitAutograd")
 
@@ -164,3 +182,11 @@ def _flops(x_shape, offset_shape, weight_shape, bias_shape, heads, *, out_shape=
 def _flops_backward(q_shape, k_shape, v_shape, x_shape, offset_shape, weight_shape, bias_shape, heads, **_) -> int:
     """One product for the columns' gradient and one for the weight's."""
     return 2 * _flops(x_shape, offset_shape, weight_shape, bias_shape, heads)
+
+
+@register_flop_formula(torch.ops.iact.deform_attention_forward)
+def _flops_attention(x_shape, offset_shape, weight_shape, bias_shape, heads, **_) -> int:
+    """The convolutions, and two products of N x N x C/heads for each head."""
+    batch, channels, height, width = x_shape
+    products = 2 * 2 * batch * channels * (height * width) ** 2
+    return _flops(x_shape, offset_shape, weight_shape, bias_shape, heads) + products
