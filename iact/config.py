@@ -52,6 +52,11 @@ class TrainConfig:
     epochs: int | None = None
     """Passes over the training faces; by default 6 over drawn faces, 50 over real ones."""
     batch_size: int = 16
+    """Faces of a step, whatever the number of GPUs: they share them."""
+    accumulate: int = 1
+    """Parts that each rank computes its share of a batch in, one after the other, where memory is short."""
+    sync_batch_norm: bool = False
+    """Normalise over the faces of all ranks rather than over each rank's own."""
     learning_rate: float = 2e-3
     schedule: Literal["cosine", "step"] = "cosine"
     """Cosine to 1 % after a warm-up, or the paper's steps: x0.2 after 1/3 and 2/3 of the epochs, no warm-up."""
@@ -75,9 +80,17 @@ class TrainConfig:
     out: OptionalPath = None
     """Run folder; by default runs/<data>-<model>, numbered when it is taken."""
     resume: bool = False
+    cache: OptionalPath = None
+    """Folder in which cut faces are kept for the next run; by default ~/.cache/iact."""
     device: str = "auto"
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Precision of the network. "auto": bf16 where the device computes in it, else off."""
+    graph: bool = True
+    """On CUDA, run a step as CUDA graphs."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    recompute: bool = False
+    """Compute what the Transformer blocks forget again for the gradient: less memory, more time."""
     seed: int = 0
     threads: int = 0
     """CPU threads; 0 leaves the choice to PyTorch."""

@@ -86,6 +86,6 @@ def warp(images: torch.Tensor, matrices: torch.Tensor, size: int) -> torch.Tenso
     ramp = torch.arange(size, dtype=torch.float32, device=images.device)
     pixels = torch.stack(torch.meshgrid(ramp, ramp, indexing="xy"), dim=-1).reshape(1, -1, 2)
     source = transform_points(pixels, matrices.float()).reshape(-1, size, size, 2)
-    extent = torch.tensor([width, height], dtype=torch.float32, device=images.device)
-    grid = (2 * source + 1) / extent - 1
+    x, y = source.unbind(-1)
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="reflection", align_corners=False)

@@ -34,8 +34,13 @@ def uniform(seed: torch.Tensor, shape: torch.Size, device: torch.device) -> torc
 
 def round_randomly(landmarks: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
     """Each coordinate rounded up with a probability equal to its fraction, so that its expectation is itself."""
+    return round_by(landmarks, uniform(seed, landmarks.shape, landmarks.device))
+
+
+def round_by(landmarks: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+    """Each coordinate rounded up where `chance`, from 0 to below 1 and of the same shape, is below its fraction."""
     lower = landmarks.floor()
-    return lower + (uniform(seed, landmarks.shape, landmarks.device) < landmarks - lower)
+    return lower + (chance < landmarks - lower)
 
 
 def encode_heatmaps(

@@ -53,6 +53,7 @@ def coordinate_loss(
 def landmark_loss(
     pred: torch.Tensor,
     landmarks: torch.Tensor,
+    centres: torch.Tensor,
     visible: torch.Tensor | None,
     *,
     kind: HeatmapLoss,
@@ -60,13 +61,16 @@ def landmark_loss(
     map_factor: float,
     coordinates: CoordinateLoss,
     coordinate_weight: float,
-    seed: torch.Tensor,
 ) -> torch.Tensor:
-    """What the trainer minimises (scalar): the heatmap loss with random rounding, plus the weighted coordinate loss."""
+    """What the trainer minimises (scalar): the heatmap loss, plus the weighted loss of the coordinates.
+
+    `centres` [B, K, 2] are the landmarks rounded to whole heatmap px, on which the target's Gaussians stand."""
+    # any seed: there is nothing left to round, but it says that the Gaussians end at 3 sigma
+    seed = torch.zeros((), dtype=torch.int64, device=pred.device)
     if kind == "mse":
-        loss = mse_loss(pred, landmarks, visible, sigma, seed)
+        loss = mse_loss(pred, centres, visible, sigma, seed)
     else:
-        loss = ops.heatmap_loss(pred, landmarks, visible, kind=kind, sigma=sigma, seed=seed, map_factor=map_factor)
+        loss = ops.heatmap_loss(pred, centres, visible, kind=kind, sigma=sigma, seed=seed, map_factor=map_factor)
     if coordinate_weight:
         radius = codec.window_radius(sigma)
         loss = loss + coordinate_weight * coordinate_loss(pred, landmarks, visible, radius, coordinates)

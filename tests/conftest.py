@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,14 @@ from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing about its result
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> Iterator[None]:
+    """Cut faces that tests keep stay out of the home folder, also those of the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IACT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from iact.data.augment import Augmentation, draw_batch
+from iact.data.augment import NUMBERS, Augmentation, Batch, Chance, augment
 from iact.data.crops import TRAINING_MARGIN, Crops, cut_faces, training_size
 from iact.data.faces import Face, Faces, ImageFile
 from iact.errors import InputError
@@ -34,6 +34,22 @@ def _dot_crops(count: int) -> Crops:
     )
 
 
+def _augmented(crops: Crops, count: int, settings: Augmentation, seed: int, first: int = 0) -> Batch:
+    """The first `count` crops from `first` on, as the batch of that seed has them."""
+    numbers = torch.rand(len(crops), NUMBERS, generator=torch.Generator().manual_seed(seed))
+    own = slice(first, first + count)
+    return augment(
+        crops.pictures[own],
+        crops.landmarks[own],
+        crops.visible[own],
+        margin=crops.margin,
+        size=SIZE,
+        layout=COFW,
+        settings=settings,
+        numbers=numbers[own],
+    )
+
+
 def _centroid_errors(batch) -> torch.Tensor:
     """How far the centre of brightness around each landmark lies from it, in px."""
     ramp = torch.arange(SIZE)
@@ -50,13 +66,13 @@ def _centroid_errors(batch) -> torch.Tensor:
 
 def test_landmarks_follow_the_picture_through_every_change_of_geometry():
     settings = dataclasses.replace(NOTHING, flip=0.5, rotation=14, scale=0.1, shift=0.04, aspect=0.04)
-    batch = draw_batch(_dot_crops(24), torch.arange(24), SIZE, COFW, settings, seed=3)
+    batch = _augmented(_dot_crops(24), 24, settings, seed=3)
     errors = _centroid_errors(batch)
     assert len(errors) > 500 and errors.mean() < 0.1
 
 
 def test_without_change_the_batch_is_the_evaluation_crop():
-    batch = draw_batch(_dot_crops(2), torch.arange(2), SIZE, COFW, NOTHING, seed=0)
+    batch = _augmented(_dot_crops(2), 2, NOTHING, seed=0)
     crops = _dot_crops(1)
     inset = (training_size(SIZE) - SIZE) / 2
     torch.testing.assert_close(batch.landmarks[0], crops.landmarks[0] - inset, atol=0.3, rtol=0)
@@ -65,8 +81,8 @@ def test_without_change_the_batch_is_the_evaluation_crop():
 
 def test_flip_renames_landmarks():
     crops, mirror = _dot_crops(1), torch.tensor(COFW.mirror)
-    plain = draw_batch(crops, torch.tensor([0]), SIZE, COFW, NOTHING, seed=0)
-    flipped = draw_batch(crops, torch.tensor([0]), SIZE, COFW, dataclasses.replace(NOTHING, flip=1.0), seed=0)
+    plain = _augmented(crops, 1, NOTHING, seed=0)
+    flipped = _augmented(crops, 1, dataclasses.replace(NOTHING, flip=1.0), seed=0)
     expected = plain.landmarks[:, mirror] * torch.tensor([-1.0, 1.0]) + torch.tensor([SIZE - 1.0, 0.0])
     torch.testing.assert_close(flipped.landmarks, expected, atol=1e-3, rtol=0)
     torch.testing.assert_close(flipped.pictures, plain.pictures.flip(3), atol=0.05, rtol=0)
@@ -75,31 +91,59 @@ def test_flip_renames_landmarks():
 def test_flip_moves_visibility_with_its_landmark():
     crops = _dot_crops(1)
     crops.visible[0, 0] = False
-    flipped = draw_batch(crops, torch.tensor([0]), SIZE, COFW, dataclasses.replace(NOTHING, flip=1.0), seed=0)
+    flipped = _augmented(crops, 1, dataclasses.replace(NOTHING, flip=1.0), seed=0)
     assert flipped.visible[0].logical_not().nonzero().tolist() == [[COFW.mirror[0]]]
 
 
 def test_half_of_the_pictures_are_flipped():
     settings = dataclasses.replace(NOTHING, flip=0.5)
-    batch = draw_batch(_dot_crops(400), torch.arange(400), SIZE, COFW, settings, seed=1)
+    batch = _augmented(_dot_crops(400), 400, settings, seed=1)
     same = (batch.landmarks - batch.landmarks[0]).abs().amax((1, 2)) < 1e-3
     assert 150 < same.sum() < 250
 
 
+def _noise_crops(count: int) -> Crops:
+    crops, generator = _dot_crops(count), torch.Generator().manual_seed(0)
+    crops.pictures.copy_(torch.randint(0, 256, crops.pictures.shape, generator=generator, dtype=torch.uint8))
+    return crops
+
+
 def test_same_seed_same_batch_and_other_seed_another():
-    crops, chosen = _dot_crops(6), torch.tensor([4, 0, 5])
-    first, again, other = (draw_batch(crops, chosen, SIZE, COFW, Augmentation(), seed) for seed in (1, 1, 2))
+    first, again, other = (_augmented(_noise_crops(6), 6, Augmentation(), seed) for seed in (1, 1, 2))
     assert torch.equal(first.pictures, again.pictures) and torch.equal(first.landmarks, again.landmarks)
     assert not torch.equal(first.pictures, other.pictures)
 
 
+def test_a_part_of_a_batch_is_that_part_of_the_whole():
+    crops = _noise_crops(12)
+    whole = _augmented(crops, 12, Augmentation(), seed=4)
+    part = _augmented(crops, 5, Augmentation(), seed=4, first=6)
+    assert torch.equal(part.pictures, whole.pictures[6:11]) and torch.equal(part.landmarks, whole.landmarks[6:11])
+
+
+def test_every_number_is_used_once():
+    seen = []
+    chance = Chance.uniform
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chance, "uniform", lambda self, *a, **k: (chance(self, *a, **k), seen.append(self.used))[0])
+        _augmented(_dot_crops(1), 1, Augmentation(), seed=0)
+    assert seen[-1] == NUMBERS and seen == sorted(seen)
+
+
+def test_chance_is_as_wide_as_it_says():
+    numbers = torch.rand(20000, 3, generator=torch.Generator().manual_seed(0))
+    chance = Chance(numbers)
+    normal = chance.normal(2.0)
+    assert normal.std() == pytest.approx(2.0 * 0.98, rel=0.02) and normal.abs().max() <= 2.8 * 2.0 + 1e-4
+    assert chance.happens(0.3).float().mean() == pytest.approx(0.3, abs=0.01)
+    assert (chance.uniform(5, 6) >= 5).all()
+
+
 @pytest.mark.parametrize("name", ["mask", "colour", "grey", "blur", "noise"])
 def test_each_change_of_appearance_changes_pictures_but_not_landmarks(name):
-    generator = torch.Generator().manual_seed(0)
-    crops = _dot_crops(8)
-    crops.pictures.copy_(torch.randint(0, 256, crops.pictures.shape, generator=generator, dtype=torch.uint8))
-    plain = draw_batch(crops, torch.arange(8), SIZE, COFW, NOTHING, seed=5)
-    changed = draw_batch(crops, torch.arange(8), SIZE, COFW, dataclasses.replace(NOTHING, **{name: 1.0}), seed=5)
+    crops = _noise_crops(8)
+    plain = _augmented(crops, 8, NOTHING, seed=5)
+    changed = _augmented(crops, 8, dataclasses.replace(NOTHING, **{name: 1.0}), seed=5)
     torch.testing.assert_close(changed.landmarks, plain.landmarks)
     assert ((changed.pictures != plain.pictures).flatten(1).any(1)).all()
     assert changed.pictures.min() >= 0 and changed.pictures.max() <= 255
@@ -108,7 +152,7 @@ def test_each_change_of_appearance_changes_pictures_but_not_landmarks(name):
 def test_mask_covers_at_most_a_sixth():
     crops = _dot_crops(64)
     crops.pictures.fill_(128)
-    batch = draw_batch(crops, torch.arange(64), SIZE, COFW, dataclasses.replace(NOTHING, mask=1.0), seed=2)
+    batch = _augmented(crops, 64, dataclasses.replace(NOTHING, mask=1.0), seed=2)
     covered = (batch.pictures != 128).any(1).float().mean((1, 2))
     assert covered.max() <= 0.4**2 + 0.02 and covered.max() > 0.08
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from iact.config import PAPER, RECIPES, TrainConfig
 from iact.model import create_model
-from iact.optimise import AveragedModel, build_optimiser, learning_rate, set_learning_rate
+from iact.training.optimise import AveragedModel, build_optimiser, learning_rate, restore_optimiser, set_learning_rate
 
 COSINE = TrainConfig(learning_rate=0.1, warmup_steps=20)
 STEPS = TrainConfig(learning_rate=0.1, schedule="step")
@@ -86,17 +86,27 @@ def test_the_first_group_has_the_full_rate_which_is_the_one_logged(model):
 
 
 def _constant(value: float) -> nn.Module:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor.fill_(value)
+    return _fill(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), value)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, value: float) -> nn.Module:
+    for tensor in model.state_dict().values():
+        tensor.fill_(value)
     return model
 
 
+def _average(start: float, now: float, half_life_faces: float) -> tuple[AveragedModel, nn.Module]:
+    """The average of a model that was `start` all over, and the model, which has become `now`."""
+    model = _constant(start)
+    averaged = AveragedModel(model, half_life_faces, batch_size=8)
+    return averaged, _fill(model, now)
+
+
 def test_the_average_is_half_way_after_its_half_life():
-    averaged, target = AveragedModel(_constant(0.0), half_life_faces=160, batch_size=8), _constant(8.0)
+    averaged, _ = _average(0.0, 8.0, 160)
     for step in range(20):  # 160 faces
-        averaged.update(target, step + 1000)
+        averaged.update(step + 1000)
     state = averaged.module.state_dict()
     assert {"1.running_mean", "1.running_var", "0.weight"} < state.keys()
     for name, tensor in state.items():
@@ -105,16 +115,16 @@ def test_the_average_is_half_way_after_its_half_life():
 
 
 def test_the_average_forgets_the_start_soon():
-    averaged, target = AveragedModel(_constant(0.0), half_life_faces=1e6, batch_size=8), _constant(1.0)
+    averaged, _ = _average(0.0, 1.0, 1e6)
     for step in range(20):
-        averaged.update(target, step)
+        averaged.update(step)
     expected = 1 - math.prod((1 + step) / (10 + step) for step in range(20))
     assert float(averaged.module[0].weight[0, 0].detach()) == pytest.approx(expected, rel=1e-5) and expected > 0.99
 
 
 def test_without_a_half_life_the_average_is_the_model():
-    averaged, target = AveragedModel(_constant(0.0), half_life_faces=0, batch_size=8), _constant(0.3)
-    averaged.update(target, 1000)
+    averaged, target = _average(0.0, 0.3, 0)
+    averaged.update(1000)
     for name, tensor in averaged.module.state_dict().items():
         assert torch.equal(tensor, target.state_dict()[name])
 
@@ -128,14 +138,24 @@ def test_the_average_is_its_own_and_takes_no_gradient():
     assert float(averaged.module[0].weight[0, 0]) == 1.0
 
 
+def test_a_rate_is_set_in_place_where_it_is_a_tensor():
+    optimiser = torch.optim.AdamW([{"params": [nn.Parameter(torch.ones(2))], "rate": 0.1}], lr=1.0)
+    rate = optimiser.param_groups[0]["lr"] = torch.tensor(1.0)
+    set_learning_rate(optimiser, 0.5)
+    assert float(rate) == pytest.approx(0.05) and optimiser.param_groups[0]["lr"] is rate
+    other = torch.optim.AdamW([{"params": [nn.Parameter(torch.ones(2))], "rate": 0.1}], lr=1.0, capturable=True)
+    restore_optimiser(optimiser, other.state_dict())
+    assert optimiser.param_groups[0]["lr"] is rate and not optimiser.param_groups[0]["capturable"]
+
+
 @pytest.mark.parametrize("ruin", [math.nan, math.inf])
 def test_the_average_tells_when_weights_are_no_numbers(ruin):
-    averaged, target = AveragedModel(_constant(0.0), half_life_faces=100, batch_size=8), _constant(1.0)
-    averaged.update(target, 1000)
+    averaged, target = _average(0.0, 1.0, 100)
+    averaged.update(1000)
     assert averaged.is_finite()
     with torch.no_grad():
         target[1].running_var[2] = ruin
-    averaged.update(target, 1001)
+    averaged.update(1001)
     assert not averaged.is_finite()
 
 

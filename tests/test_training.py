@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_training import MINIATURE, QUICK
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iact import commands, training
@@ -24,17 +25,12 @@ from iact.config import PAPER, TrainConfig
 from iact.data import Face, Faces, read_faces
 from iact.errors import InputError, TrainingStopped
 from iact.layouts import COFW, W300
-from iact.model import SIZES, ModelConfig, create_model
-from iact.runlog import RunLog
+from iact.model import SIZES, create_model
+from iact.training import loop, run
+from iact.training.log import RunLog
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = TrainConfig(
-    synthetic_faces=24, batch_size=4, epochs=3, hold_out=0.1, warmup_steps=2, threads=1, device="cpu", amp="off"
-)
-ONE_BLOCK = (1, 1, 1)
-MINIATURE = ModelConfig(
-    98, 64, stem=8, channels=8, conv_modules=1, heads=(1, 2, 4), depths=ONE_BLOCK, fusion_depths=ONE_BLOCK, head=16
-)
+SPEEDS = ("images_per_second", "waiting_for_data")
 
 
 @pytest.fixture
@@ -80,7 +76,7 @@ def _command(config: TrainConfig) -> list[str]:
 
 def test_training_lowers_the_loss_and_leaves_a_whole_run_folder(run_folder):
     rows = _rows(run_folder)
-    assert list(rows[0]) == ["epoch", "loss", "nme_held_out", "learning_rate", "images_per_second"]
+    assert list(rows[0]) == ["epoch", "loss", "nme_held_out", "learning_rate", *SPEEDS]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["loss"]) < 0.9 * float(rows[0]["loss"])
     assert all(float(row["images_per_second"]) > 0 and math.isfinite(float(row["nme_held_out"])) for row in rows)
@@ -114,7 +110,8 @@ def test_a_killed_run_resumes_bit_for_bit(run_folder, tmp_path):
     for name in ("last.safetensors", "best.safetensors"):
         assert _same_weights(config.out / name, run_folder / name)
     for resumed, whole in zip(_rows(config.out), _rows(run_folder), strict=True):
-        assert {**resumed, "images_per_second": ""} == {**whole, "images_per_second": ""}
+        speeds = dict.fromkeys(SPEEDS, "")
+        assert {**resumed, **speeds} == {**whole, **speeds}
 
 
 @pytest.mark.parametrize("amp", ["off", "fp16"])
@@ -187,7 +184,7 @@ def test_without_a_folder_named_runs_are_numbered(miniature, monkeypatch, tmp_pa
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_weights(miniature, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "learning_rate", lambda config, step, total: 1e-3 if step < 5 else 1e30)
+    monkeypatch.setattr(loop, "learning_rate", lambda config, step, total: 1e-3 if step < 5 else 1e30)
     with pytest.raises(TrainingStopped, match=r"not finite in epoch 2; the last good weights are .*last\.safetensors"):
         training.train(replace(QUICK, out=tmp_path / "run"))
     model, description = load_weights(tmp_path / "run" / "last.safetensors")
@@ -196,7 +193,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(miniature, monkeyp
 
 
 def test_weights_that_the_last_step_ruined_are_not_saved(miniature, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "learning_rate", lambda config, step, total: 1e-3 if step < 9 else math.inf)
+    monkeypatch.setattr(loop, "learning_rate", lambda config, step, total: 1e-3 if step < 9 else math.inf)
     with pytest.raises(TrainingStopped, match="the weights are not finite in epoch 2"):
         training.train(replace(QUICK, out=tmp_path / "run"))
     assert load_weights(tmp_path / "run" / "last.safetensors")[1].epoch == 1
@@ -226,6 +223,8 @@ def test_a_stopped_run_exits_with_code_1_and_one_sentence(miniature, monkeypatch
         {"clip": -1.0},
         {"coordinate_weight": -1.0},
         {"ema_faces": -3.0},
+        {"accumulate": 0},
+        {"accumulate": 3},
         {"hold_out": 1.0},
         {"hold_out": -0.1},
         {"hold_out": math.nan},
@@ -245,11 +244,11 @@ def test_settings_that_cannot_be_are_refused_and_leave_nothing(changes, miniatur
 def test_all_faces_of_a_photograph_are_on_one_side():
     points = np.zeros((68, 2))
     records = tuple(Face(f"face {i}", f"photograph {i % 7}", points, "here") for i in range(40))
-    train, held_out = training._hold_out(Faces(W300, "train", records), 0.25, seed=3)
+    train, held_out = run.hold_out(Faces(W300, "train", records), 0.25, seed=3)
     assert {face.image for face in train.records}.isdisjoint({face.image for face in held_out.records})
     assert sorted(face.name for face in (*train.records, *held_out.records)) == sorted(face.name for face in records)
     assert 10 <= len(held_out) < 10 + 6
-    other = training._hold_out(Faces(W300, "train", records), 0.25, seed=4)[1]
+    other = run.hold_out(Faces(W300, "train", records), 0.25, seed=4)[1]
     assert [face.name for face in other.records] != [face.name for face in held_out.records]
 
 
@@ -267,7 +266,7 @@ def test_every_data_set_trains(data, real_data, miniature, monkeypatch, tmp_path
         faces = read_faces(*arguments, **settings)
         return replace(faces, records=faces.records[:16])
 
-    monkeypatch.setattr(training, "read_faces", read_a_few)
+    monkeypatch.setattr(run, "read_faces", read_a_few)
     folder = training.train(replace(QUICK, data=data, root=real_data / data, epochs=1, out=tmp_path / "run"))
     _, description = load_weights(folder)
     trained = 13 if data == "300w" else 14  # two of the 16 are held out, and there a third of the same photograph
@@ -277,13 +276,32 @@ def test_every_data_set_trains(data, real_data, miniature, monkeypatch, tmp_path
 
 @pytest.mark.parametrize(
     "changes",
-    [{"amp": "bf16"}, {"loss": "adaptive_wing"}, {"loss": "mse"}, {"coordinates": "wing"}, {"ema_faces": 0.0}],
+    [
+        {"amp": "bf16"},
+        {"loss": "adaptive_wing"},
+        {"loss": "mse"},
+        {"coordinates": "wing"},
+        {"ema_faces": 0.0},
+        {"accumulate": 2},
+    ],
     ids=str,
 )
 def test_every_recipe_switch_trains(changes, miniature, small_run, tmp_path):
     folder = training.train(replace(QUICK, epochs=1, out=tmp_path / "run", **changes))
     assert math.isfinite(float(_rows(folder)[0]["loss"]))
     assert not _same_weights(folder / "last.safetensors", small_run / "last.safetensors")
+
+
+def test_recomputed_blocks_give_the_same_weights(miniature, small_run, tmp_path):
+    folder = training.train(replace(QUICK, epochs=1, recompute=True, out=tmp_path / "run"))
+    assert _same_weights(folder / "last.safetensors", small_run / "last.safetensors")
+
+
+def test_a_finished_run_says_what_came_out(miniature, capsys, tmp_path):
+    folder = training.train(replace(QUICK, epochs=1, out=tmp_path / "run"))
+    last = f"NME {float(_rows(folder)[-1]['nme_held_out']):.2f} % on 2 held-out faces"
+    printed = capsys.readouterr().out
+    assert last in printed and "images/s with what is done between epochs" in printed
 
 
 def _write_weights(path: Path, name: str, **switches) -> Path:

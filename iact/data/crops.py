@@ -1,5 +1,6 @@
 """Faces decoded and cut once, into tensors that fit in memory: what training and evaluation read."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,30 +34,35 @@ def training_size(input_size: int) -> int:
     return round(input_size * TRAINING_MARGIN / CROP_MARGIN)
 
 
-def cut_faces(faces: Faces, size: int, margin: float, threads: int = 2) -> Crops:
-    """Every face cut to `size` px around its landmark box times `margin`. InputError naming a picture that cannot be
-    read or a face whose landmarks span no area."""
+def cut_faces(faces: Faces, size: int, margin: float) -> Crops:
+    """Every face cut to `size` px around its landmark box times `margin`, on all cores. InputError naming a picture
+    that cannot be read or a face whose landmarks span no area."""
     if not len(faces):
         raise InputError(f"{faces.layout.name} {faces.split}: no faces in this split")
-    pictures = torch.empty(len(faces), 3, size, size, dtype=torch.uint8)
+    pictures = np.empty((len(faces), 3, size, size), np.uint8)
     matrices = np.empty((len(faces), 2, 3))
 
     def put(i: int, face: Face) -> None:
         picture, matrices[i] = _cut_face(face, size, margin)
-        pictures[i] = torch.from_numpy(picture).permute(2, 0, 1)
+        pictures[i] = picture.transpose(2, 0, 1)  # by NumPy: PyTorch would start threads of its own in each of these
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_count_cores()) as pool:
         list(pool.map(put, range(len(faces)), faces.records))  # a list, so that what a thread raises is raised here
     landmarks = np.stack([face.landmarks for face in faces.records])
     everything = np.ones(faces.layout.num_landmarks, bool)
-    visible = np.stack([everything if face.visible is None else face.visible for face in faces.records])
+    visible = np.array([everything if face.visible is None else face.visible for face in faces.records], bool)
     return Crops(
-        pictures=pictures,
+        pictures=torch.from_numpy(pictures),
         landmarks=torch.from_numpy(transform_points(landmarks, matrices)).float(),
         visible=torch.from_numpy(visible),
         matrices=matrices,
         margin=margin,
     )
+
+
+def _count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cut_face(face: Face, size: int, margin: float) -> tuple[np.ndarray, np.ndarray]:

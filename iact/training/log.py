@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from iact.data.crops import Crops
@@ -23,25 +24,29 @@ SHOWN = 16  # faces in the picture of an epoch
 
 
 class RunLog:
-    """The log of one run folder. Rows that a killed run wrote after its last checkpoint are dropped on resuming."""
+    """The log of one run folder. Rows that a killed run wrote after its last checkpoint are dropped on resuming.
 
-    def __init__(self, folder: Path, epochs: int, steps_per_epoch: int, epochs_done: int):
-        self.folder, self.epochs = folder, epochs
-        self.console = Console()
+    `kept` is false in all processes but one of those that train together: they write and show nothing."""
+
+    def __init__(self, folder: Path, epochs: int, steps_per_epoch: int, steps_done: int, kept: bool = True):
+        self.folder, self.epochs, self.kept = folder, epochs, kept
+        self.console = Console(quiet=not kept)
+        epochs_done = steps_done // steps_per_epoch
         self.rows = _read_rows(folder / LOG, epochs_done)
-        self.events = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+        self.events = SummaryWriter(str(folder), purge_step=epochs_done + 1) if kept else None
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.1f} images/s"),
+            TextColumn("data {task.fields[waiting]:.0%}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
+            disable=not kept,
         )
-        total, done = epochs * steps_per_epoch, epochs_done * steps_per_epoch
-        label = self._label(epochs_done)
-        self.task = self.bar.add_task("train", total=total, completed=done, epoch=label, loss=np.nan, rate=0.0)
+        fields = {"epoch": self._label(epochs_done), "loss": np.nan, "rate": 0.0, "waiting": 0.0}
+        self.task = self.bar.add_task("train", total=epochs * steps_per_epoch, completed=steps_done, **fields)
         self.start_epoch()
 
     def __enter__(self) -> "RunLog":
@@ -50,7 +55,8 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        self.events.close()
+        if self.kept:
+            self.events.close()
 
     def _label(self, epochs_done: int) -> str:
         return f"{min(epochs_done + 1, self.epochs)}/{self.epochs}"
@@ -60,34 +66,48 @@ class RunLog:
 
     def start_epoch(self) -> None:
         """Starts the clock of the images/s, which count training alone."""
-        self.images, self.rate, self.started = 0, 0.0, time.perf_counter()
+        self.images, self.rate, self.waiting, self.started = 0, 0.0, 0.0, time.perf_counter()
 
     def advance(self, images: int) -> None:
         self.images += images
         self.bar.advance(self.task)
 
-    def show(self, loss: float) -> None:
-        self.rate = self.images / (time.perf_counter() - self.started)
-        self.bar.update(self.task, loss=loss, rate=self.rate)
+    def show(self, loss: float, waited: float) -> None:
+        """Shows the mean loss of the epoch, and of its time the share that was `waited` (seconds) for data."""
+        seconds = time.perf_counter() - self.started
+        self.rate, self.waiting = self.images / seconds, waited / seconds
+        self.bar.update(self.task, loss=loss, rate=self.rate, waiting=self.waiting)
 
     def record(self, epoch: int, **values: float) -> None:
         """A row of log.csv and the same numbers for TensorBoard, with the speed of the epoch."""
-        values["images_per_second"] = self.rate
+        values |= {"images_per_second": self.rate, "waiting_for_data": self.waiting}
         self.rows.append({"epoch": epoch, **{name: f"{value:.6g}" for name, value in values.items()}})
+        self.bar.update(self.task, epoch=self._label(epoch))
+        if not self.kept:
+            return
         write_atomically(self.folder / LOG, lambda path: path.write_text(_as_csv(self.rows)))
         for name, value in values.items():
             self.events.add_scalar(name, value, epoch)
         self.events.flush()
         self.say("  ".join(f"{name} {value}" for name, value in self.rows[-1].items()))
-        self.bar.update(self.task, epoch=self._label(epoch))
 
     def picture(self, epoch: int, crops: Crops, faces: Faces, predicted: np.ndarray, layout: Layout) -> None:
         """A sheet of faces with truth and prediction [N, K, 2] (image px) drawn, as a file and for TensorBoard."""
+        if not self.kept:
+            return
         sheet = contact_sheet(
             [_draw(crops, faces, predicted, layout, i) for i in range(min(SHOWN, len(crops)))], columns=8
         )
         save_image(self.folder / "pictures" / f"epoch_{epoch:03d}.jpg", sheet)
         self.events.add_image("predictions", sheet, epoch, dataformats="HWC")
+
+    def table(self, rows: dict[str, str]) -> None:
+        """Ends the bar and prints names and values under each other."""
+        self.bar.stop()
+        table = Table(show_header=False, box=None)
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self.console.print(table, highlight=False, markup=False)
 
 
 def _draw(crops: Crops, faces: Faces, predicted: np.ndarray, layout: Layout, i: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from iact.errors import InputError
 from iact.files import write_atomically
 
 SETTINGS = "config.json"
-MAY_CHANGE = {"out", "resume", "root", "epochs", "device", "amp", "threads"}
+MAY_CHANGE = {"out", "resume", "root", "epochs", "device", "amp", "threads", "cache", "graph", "compile", "recompute"}
 """Settings that may differ on resuming: where the run is computed, and for how long."""
 
 

@@ -1,0 +1,56 @@
+"""CUDA graphs: a function of tensors is recorded once, and from then on started by one call from the host."""
+
+from collections.abc import Callable
+
+import torch
+
+WARM_UP = 3  # calls before the recording: libraries choose their algorithms, memory settles
+
+
+class Captured:
+    """A function of tensors of fixed shapes on one GPU, that runs as a CUDA graph after a few calls.
+
+    Its results are overwritten by the next call. It must not wait for the GPU nor depend on values that the host holds.
+    Where it cannot be recorded it goes on as it is, and says so once."""
+
+    def __init__(self, function: Callable[..., torch.Tensor | None], say: Callable[[str], None]):
+        self.function, self.say, self.calls, self.possible = function, say, 0, True
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[torch.Tensor] = []
+        self.result: torch.Tensor | None = None
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | None:
+        self.calls += 1
+        if self.possible and self.calls <= WARM_UP:
+            return self._aside(inputs)
+        if self.possible and self.graph is None:
+            self._record(inputs)
+        if self.graph is None:
+            return self.function(*inputs)
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        self.graph.replay()
+        return self.result
+
+    def _aside(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+        """On a side stream, as the recording will be."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            result = self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return result
+
+    def _record(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Records the function; nothing is computed by that."""
+        self.inputs = [tensor.clone() for tensor in inputs]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # in the mode "global" the thread that feeds batches could break the recording
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.result = self.function(*self.inputs)
+        except RuntimeError as error:
+            self.possible = False
+            self.say(f"no CUDA graph, the host starts every kernel: {str(error).splitlines()[0]}")
+        else:
+            self.graph = graph

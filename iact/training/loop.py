@@ -1,0 +1,174 @@
+"""The walk through the epochs.
+
+Every random draw depends on (seed, epoch, step) alone, so a run that was stopped goes on as if it never had been, on
+any number of ranks."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from iact import metrics
+from iact.checkpoint import RESUME, WEIGHTS
+from iact.config import TrainConfig, default_epochs
+from iact.errors import InputError, TrainingStopped
+from iact.inference import predict_cuts
+from iact.training.folder import choose_folder, save_settings
+from iact.training.log import RunLog
+from iact.training.optimise import learning_rate, set_learning_rate
+from iact.training.ranks import joined
+from iact.training.run import Run, prepare
+from iact.training.stop import asked_to_stop
+
+SHOW_EVERY = 50  # steps
+
+
+def train(config: TrainConfig) -> Path:
+    """Runs the training that `config` describes and returns the run folder.
+
+    Under torchrun all processes share each batch. InputError for input that cannot be used, TrainingStopped when the
+    loss is no longer a number or another rank is gone. SIGTERM or Ctrl-C ends it after the step, with a checkpoint."""
+    config = config if config.epochs is not None else replace(config, epochs=default_epochs(config.data))
+    _check_numbers(config)
+    with joined(config.device) as ranks, asked_to_stop() as stop:
+        folder = ranks.first_says(partial(choose_folder, config))
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        console = Console(quiet=not ranks.first)
+        run = prepare(config, folder, ranks, partial(console.print, highlight=False, markup=False, soft_wrap=True))
+        if ranks.first:
+            save_settings(config, folder)
+        with RunLog(folder, config.epochs, run.steps_per_epoch, run.step, ranks.first) as log:
+            log.say(run.summary())
+            _train(run, log, stop)
+    return folder
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "seed": 0, "threads": 0, "warmup_steps": 0, "clip": 0.0}
+    least |= {"weight_decay": 0.0, "ema_faces": 0.0, "map_factor": 0.0, "coordinate_weight": 0.0}
+    for name, value in least.items():
+        if not getattr(config, name) >= value:
+            raise InputError(f"{name}: expected at least {value}, got {getattr(config, name)}")
+    for name in ("learning_rate", "sigma"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise InputError(f"{name}: expected a number above 0, got {getattr(config, name)}")
+
+
+def _train(run: Run, log: RunLog, stop: Callable[[], bool]) -> None:
+    begun, faces = time.perf_counter(), 0
+    while run.epoch < run.config.epochs:
+        if not _train_epoch(run, log, stop):
+            if run.ranks.first:
+                run.save()
+            log.say(f"stopped in epoch {run.epoch + 1}; --resume goes on from {run.folder / RESUME}")
+            return
+        faces += log.images
+        _finish_epoch(run, log)
+    log.table(_ending(run, log, time.perf_counter() - begun, faces))
+
+
+def _train_epoch(run: Run, log: RunLog, stop: Callable[[], bool]) -> bool:
+    """Goes through the batches of the epoch that are not yet done; false where it was asked to stop before the end."""
+    config = run.config
+    run.model.train()
+    log.start_epoch()
+    run.feed.waited = 0.0
+    order = run.faces.train[_shuffle(len(run.faces.train), config.seed, run.epoch)]
+    batches = order.split(run.batch_size)[run.done : run.steps_per_epoch]
+    share = run.ranks.share(run.batch_size)
+    for batch in run.feed.batches(indices[share] for indices in batches):
+        train_step(run, batch, share)
+        log.advance(run.batch_size)
+        if run.done % SHOW_EVERY == 0 or run.done == run.steps_per_epoch:
+            log.show(_mean_loss(run), run.feed.waited)
+        if run.ranks.any(stop()):
+            return False
+    return True
+
+
+def train_step(run: Run, batch, share: slice) -> None:
+    step, config = run.step, run.config
+    set_learning_rate(run.optimiser, learning_rate(config, step, config.epochs * run.steps_per_epoch))
+    run.loss += run.compute(batch, _mix_seed(config.seed, step), run.batch_size, share)
+    run.averaged.update(step)
+    run.done += 1
+
+
+def _mean_loss(run: Run) -> float:
+    """Of the epoch so far, over all ranks. TrainingStopped where it is no number."""
+    mean = run.loss / run.done
+    run.ranks.mean_(mean)
+    _stop_unless(math.isfinite(mean), "the loss is", run)
+    return float(mean)
+
+
+def _finish_epoch(run: Run, log: RunLog) -> None:
+    """Measures the averaged model, then writes log, weights and checkpoint."""
+    _stop_unless(run.averaged.is_finite(), "the weights are", run)
+    loss = _mean_loss(run)
+    run.share_statistics()
+    run.epoch, run.done = run.epoch + 1, 0
+    run.loss.zero_()
+    nme = _measure(run, log)
+    measured = "nme_held_out" if run.faces.holds_out else "nme_training"
+    rate = float(run.optimiser.param_groups[0]["lr"])
+    log.record(epoch=run.epoch, loss=loss, **{measured: nme}, learning_rate=rate)
+    better = nme < run.best or not run.faces.holds_out
+    if better:
+        run.best = nme
+    if run.ranks.first:
+        run.save_weights(better)
+        run.save()
+
+
+def _measure(run: Run, log: RunLog) -> float:
+    """The mean NME (%) of the averaged model on the measured faces, whose picture goes to the log. Each rank predicts
+    its share of them, none twice."""
+    faces, layout = run.faces, run.faces.layout
+    share = run.ranks.share(len(faces.measured))
+    own = predict_cuts(
+        run.averaged.module,
+        faces.measured.pictures[share],
+        faces.measured.matrices[share],
+        layout,
+        sigma=run.config.sigma,
+        dtype=run.dtype,
+    )[0]
+    predicted = np.concatenate(run.ranks.gather(own))
+    truth = np.stack([face.landmarks for face in faces.measured_faces.records])
+    log.picture(run.epoch, faces.measured, faces.measured_faces, predicted, layout)
+    return float(metrics.nme(predicted, truth, metrics.interocular(truth, layout)).mean())
+
+
+def _ending(run: Run, log: RunLog, seconds: float, faces: int) -> dict[str, str]:
+    """What a finished run has to say."""
+    measured, name = ("nme_held_out", "held-out") if run.faces.holds_out else ("nme_training", "training")
+    device, rows = run.compute.device, {}
+    rows["last epoch"] = f"NME {float(log.rows[-1][measured]):.2f} % on {len(run.faces.measured)} {name} faces"
+    rows["best epoch"] = f"NME {run.best:.2f} %: {run.folder / WEIGHTS['best']}"
+    rows["time"] = f"{seconds / 60:.1f} min, {faces / seconds:.1f} images/s with what is done between epochs"
+    if device.type == "cuda":
+        rows["GPU memory"] = f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB at most"
+    return rows
+
+
+def _shuffle(count: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_mix_seed(seed, epoch, 7)))
+
+
+def _mix_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _stop_unless(finite: bool, what: str, run: Run) -> None:
+    if not finite:
+        last = run.folder / WEIGHTS["last"]
+        kept = f"the last good weights are {last}" if last.exists() else "no epoch was finished before"
+        raise TrainingStopped(f"{what} not finite in epoch {run.epoch + 1}; {kept}")
