@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from iact.errors import InputError
-from iact.model.layers import ChannelAttention, ConvBlock, conv_stage, downsample
+from iact.model.layers import ChannelAttention, ConvBlock, add_raised, conv_stage, downsample
 from iact.model.transformer import BlockKind, OffsetSets, TransformerStage
 
 
@@ -81,21 +81,25 @@ class Exchange(nn.Module):
 
 
 class Head(nn.Sequential):
-    """The C-feature map [B, C, H, W] and the fused maps of lower resolution to K heatmaps [B, K, H, W]."""
+    """The C-feature map [B, C, H, W] and the fused maps of lower resolution to K heatmaps [B, K, H, W].
+
+    By definition all maps are brought to the highest resolution and concatenated before the first convolution. That is
+    1x1, so each map may as well go through its part of it first: the same sums, with a seventh of the work."""
 
     def __init__(self, config: ModelConfig):
+        self.widths = [config.channels, *config.widths]
         super().__init__(
-            ConvBlock(config.channels + sum(config.widths), config.head, kernel=1),
+            ConvBlock(sum(self.widths), config.head, kernel=1),
             nn.Conv2d(config.head, config.num_landmarks, 1),
         )
 
     def forward(self, c_map: torch.Tensor, fused: list[torch.Tensor]) -> torch.Tensor:
-        return super().forward(torch.cat([c_map, *(raised(m, c_map) for m in fused)], dim=1))
-
-
-def raised(m: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
-    """The map [B, C, h, w] at the resolution of `to`."""
-    return F.interpolate(m, to.shape[-2:], mode="bilinear", align_corners=False)
+        (first, normalise, activate), last = self
+        own, *weights = first.weight.split(self.widths, dim=1)
+        features = F.conv2d(c_map, own, first.bias)
+        for weight, m in zip(weights, fused, strict=True):
+            features = add_raised(features, F.conv2d(m, weight))
+        return last(activate(normalise(features)))
 
 
 class IACT(nn.Module):

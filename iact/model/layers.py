@@ -1,6 +1,7 @@
-"""The convolutional pieces: Conv-BN-ReLU, the residual module of a Convolution stage, and channel attention."""
+"""The convolutional pieces: Conv-BN-ReLU, the residual module of a Convolution stage, channel attention, enlarging."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -48,3 +49,20 @@ class ChannelAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = torch.sigmoid(self.mlp(x.mean(dim=(2, 3))) + self.mlp(x.amax(dim=(2, 3))))
         return x * weight[:, :, None, None]
+
+
+def add_raised(features: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    """`features` [B, C, H, W] plus the map `m` [B, C, h, w] at their resolution, as two products: one along y, and one
+    along x that adds. On a CPU that is several times faster than interpolating channels_last maps."""
+    batch, channels, height, width = features.shape
+    along_y, along_x = (interpolation(*sizes, m) for sizes in zip(m.shape[2:], (height, width), strict=True))
+    tall = torch.matmul(along_y, m.permute(0, 2, 3, 1).flatten(2)).view(batch * height, m.shape[3], channels)
+    rows = features.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
+    sums = torch.baddbmm(rows, along_x.expand(batch * height, -1, -1), tall)
+    return sums.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def interpolation(size: int, to: int, like: torch.Tensor) -> torch.Tensor:
+    """The weights [to, size] of linear interpolation (pixels are areas, edges repeat), in dtype and place as `like`."""
+    unit = torch.eye(size, dtype=torch.float64, device=like.device)[None]
+    return F.interpolate(unit, to, mode="linear", align_corners=False)[0].t().to(like.dtype)
