@@ -84,9 +84,9 @@ struct Mixture {
   Softmax softmax[P::kTiles];
 
   template <typename T, class Tiles>
-  IACT_DEVICE void add(Tiles tiles, int keys, int values, int first, const Attention& attention) {
+  IACT_DEVICE void add(Tiles tiles, int queries, int keys, int values, int first, const Attention& attention) {
     float scores[P::kTiles][P::kStep / 8][4] = {};
-    multiply_rows<P, T>(scores, tiles, 0, keys);
+    multiply_rows<P, T>(scores, tiles, queries, keys);
 #pragma unroll
     for (int t = 0; t < P::kTiles; ++t) {
       float kept[2];
@@ -100,8 +100,9 @@ struct Mixture {
     multiply_scores<P, T>(sum, scores, tiles, values);
   }
 
-  // Divides by the sums of the powers; writes their logarithms for rows that exist.
-  IACT_DEVICE void finish(float* logsumexp, int first, const Attention& attention) {
+  // Divides by the sums of the powers, and calls note(row of the warp, highest score, such a sum) for this lane's rows.
+  template <typename Note>
+  IACT_DEVICE void finish(const Note& note) {
 #pragma unroll
     for (int t = 0; t < P::kTiles; ++t)
 #pragma unroll
@@ -109,9 +110,7 @@ struct Mixture {
         const float all = row_sum(softmax[t].sum[half]), inverse = fast_reciprocal(all);
 #pragma unroll
         for (int j = 0; j < P::kDim / 8; ++j) sum[t][j][2 * half] *= inverse, sum[t][j][2 * half + 1] *= inverse;
-        const int row = first + P::warp_row() + 16 * t + row_of(2 * half);
-        if (lane_index() % 4 == 0 && row < attention.tokens)
-          logsumexp[row] = fmaf(softmax[t].highest[half], attention.scale, logf(all));
+        note(16 * t + row_of(2 * half), softmax[t].highest[half], all);
       }
   }
 };
@@ -139,9 +138,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     __syncthreads();
     if (step + P::kStep < attention.tokens) fetch_step(step + P::kStep);
     const int stage = P::stage(step);
-    mixture.template add<T>(tiles, stage, stage + P::kMovingTile, step, attention);
+    mixture.template add<T>(tiles, 0, stage, stage + P::kMovingTile, step, attention);
   }
-  mixture.finish(logsumexp + int64_t{1} * island * attention.tokens, first, attention);
+  logsumexp += int64_t{1} * island * attention.tokens;
+  mixture.finish([&](int warp_row, float highest, float all) {
+    const int row = first + P::warp_row() + warp_row;
+    if (lane_index() % 4 == 0 && row < attention.tokens) logsumexp[row] = fmaf(highest, attention.scale, logf(all));
+  });
   write<P>(mixture.sum, tiles, 0, out, island, first, attention);
 }
 

@@ -10,36 +10,18 @@
 #include <algorithm>
 
 #include "deform_geometry.h"
+#include "deform_tiles.h"
 #include "device.h"
 #include "mma.h"
 #include "vector.h"
 
 namespace iact {
 
-constexpr int kWarpRows = 16;   // tokens or pixels of a warp
-constexpr int kTileWarps = 8;   // of a block
+constexpr int kTileWarps = 8;  // of a block
 constexpr int kTileRows = kTileWarps * kWarpRows;
 constexpr int kTileThreads = kTileWarps * 32;
 
 inline unsigned tiles_of(const Deform& deform) { return (deform.tokens() + kTileRows - 1) / kTileRows; }
-
-// Elements between rows of D in shared memory: 16 bytes more, which spreads rows over all banks.
-template <typename T, int D>
-constexpr int kPitch = D + kVector<T>;
-
-// A warp's rows in 16-byte moves: move n of this lane.
-template <typename T, int D>
-constexpr int kMoves = kWarpRows * D / kVector<T> / 32;
-
-template <typename T, int D>
-struct Move {
-  int row, column, place;  // place: from the first element of the warp's rows in shared memory
-
-  explicit IACT_DEVICE Move(int n) {
-    const int i = lane_index() + 32 * n;
-    row = i / (D / kVector<T>), column = i % (D / kVector<T>) * kVector<T>, place = row * kPitch<T, D> + column;
-  }
-};
 
 // Dynamic shared memory: the rows of all warps, then weights [kWeightRows x D].
 template <typename T, int D, int kWeightRows, int kWeightPitch>
@@ -48,77 +30,14 @@ constexpr int kTileBytes = (kTileRows * kPitch<T, D> + kWeightRows * kWeightPitc
 template <typename T, int D, int P>
 constexpr int kForwardBytes = kTileBytes<T, D, P * D, kPitch<T, D>>;
 
-// Starts to copy W_t [P*D x D] of projections p0 to p0 + P - 1 of a set to memory[first...].
-template <typename T, int D, int P, int kWeightPitch, class Memory>
-IACT_DEVICE void fetch_weight(const Deform& deform, const T* weight, int set, int p0, int head, int tap,
-                              const Memory& memory, int first) {
-  constexpr int kRow = D / kVector<T>;
-#pragma unroll 1
-  for (int i = threadIdx.x; i < P * D * kRow; i += kTileThreads) {
-    const int row = i / kRow, column = i % kRow * kVector<T>;
-    const int place = weight_row<D>(deform, set, p0 + row / D, head, row % D);
-    iact::copy_async16(memory, first + row * kWeightPitch + column, weight + weight_index<D>(place, tap) + column);
-  }
-  commit_copies();
-}
-
-// All threads' copies are there, and the warps' rows.
-IACT_DEVICE void wait_for_block() {
-  wait_copies<0>();
-  __syncthreads();
-}
-
-// Writes sums [16 x D] to a warp's rows, and each of these to to + place(row), unless that is negative.
-template <typename T, int D, class Memory, typename Place>
-IACT_DEVICE void store_rows(const float (&sum)[D / 8][4], const Memory& memory, int first, T* to, const Place& place) {
-  __syncwarp();
-#pragma unroll
-  for (int j = 0; j < D / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      memory[first + row_of(i) * kPitch<T, D> + column_of(j, i)] = static_cast<T>(sum[j][i]);
-  __syncwarp();
-#pragma unroll 1
-  for (int n = 0; n < kMoves<T, D>; ++n) {
-    const Move<T, D> move(n);
-    const int64_t index = place(move.row);
-    const Raw<16> raw = load16(memory, first + move.place);
-    if (index >= 0) *reinterpret_cast<Raw<16>*>(to + index + move.column) = raw;
-  }
-}
-
 template <typename T>
 IACT_DEVICE T* chosen(int projection, T* q, T* k, T* v) {
   return projection == 0 ? q : projection == 1 ? k : v;
 }
 
-// Sums [16 x D] of a projection's head, before anything is added to the bias (which may be null).
-template <typename T, int D>
-IACT_DEVICE void start_sums(const Deform& deform, const T* bias, int set, int p, int head, float (&sum)[D / 8][4]) {
-  const int row = weight_row<D>(deform, set, p, head, 0);
-#pragma unroll
-  for (int j = 0; j < D / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[j][i] = bias ? static_cast<float>(bias[row + column_of(j, i)]) : 0.0f;
-}
-
 // Blocks that an SM should hold at least, as their registers for sums [16 x kColumns] allow.
 template <typename T, int kColumns>
 constexpr int kBlocks = kColumns <= (sizeof(T) == 2 ? 48 : 16) ? 3 : kColumns <= 144 ? 2 : 1;
-
-// Takes a tap's samples of 16 tokens, rounded to T, to a warp's rows; `from` is the head's place in the first pixel.
-template <typename T, int D, class Samples, class Memory>
-IACT_DEVICE void take_rows(const T* from, int channels, const Samples& samples, int first, const Memory& memory,
-                           int rows) {
-#pragma unroll 1
-  for (int n = 0; n < kMoves<T, D>; ++n) {
-    const Move<T, D> move(n);
-    const Sample sample = samples[first + move.row];
-    float values[kVector<T>];
-    blend(from + move.column, channels, sample, values);
-    store16(memory, rows + move.place, rounded<T>(values));
-  }
-}
 
 // A block makes P projections of one set and head for kTileRows tokens. Grid: tiles, heads, sets.
 template <typename T, int D, int P>
@@ -137,7 +56,10 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<T, P * D>)
   float sum[P][D / 8][4];
 #pragma unroll
   for (int p = 0; p < P; ++p) start_sums<T, D>(deform, bias, set, p, head, sum[p]);
-  fetch_weight<T, D, P, kPitch<T, D>>(deform, weight, set, 0, head, 0, memory, kWeights);
+  const auto fetch = [&](int tap) {
+    fetch_weight<T, D, P, kPitch<T, D>, kTileThreads>(deform, weight, set, 0, head, tap, memory, kWeights);
+  };
+  fetch(0);
   __syncwarp();
 #pragma unroll 1
   for (int tap = 0; tap < kTaps; ++tap) {
@@ -150,7 +72,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<T, P * D>)
     for (int p = 0; p < P; ++p)
       multiply<T, D, D>(sum[p], memory, rows, kPitch<T, D>, memory, kWeights + p * D * kPitch<T, D>, kPitch<T, D>);
     __syncthreads();
-    if (tap + 1 < kTaps) fetch_weight<T, D, P, kPitch<T, D>>(deform, weight, set, 0, head, tap + 1, memory, kWeights);
+    if (tap + 1 < kTaps) fetch(tap + 1);
   }
 #pragma unroll
   for (int p = 0; p < P; ++p) {
@@ -287,8 +209,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<T, D>)
   for (int step = 0; step < kSteps; ++step) {
     const int projection = step % 3, set = projection / deform.projections(), place = bound;
     const int64_t layer = layer_of(step);
-    fetch_weight<T, D, 1, kColumnPitch<D>>(deform, weight, set, projection % deform.projections(), head, step / 3,
-                                           memory, kWeights);
+    fetch_weight<T, D, 1, kColumnPitch<D>, kTileThreads>(
+        deform, weight, set, projection % deform.projections(), head, step / 3, memory, kWeights);
     if (step + 1 < kSteps) bound = starts[layer_of(step + 1) * (tokens + deform.batch)];
     const T* from = chosen(projection, grad_q, grad_k, grad_v) + static_cast<int64_t>(head) * deform.pixels() * D;
 #pragma unroll 1

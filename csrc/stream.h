@@ -26,7 +26,7 @@ inline void check_launch(const char* kernel) {
 }
 
 // The usual launch, with as much dynamic shared memory as is asked for.
-constexpr int kUsualShared = 48 << 10;  // bytes of dynamic shared memory that a kernel may have without asking
+constexpr int kUsualShared = 32 << 10;  // bytes of it that a kernel may have without asking, beside 16 KiB of static
 
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, int shared,

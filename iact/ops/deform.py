@@ -13,6 +13,10 @@ OFFSETS = 2 * reference.TAPS
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KERNEL_SIZES = (16, 32, 48, 64)  # channels per head
 KERNEL_WORDS = "kernel where built, for 16 to 64 channels per head in steps of 16 (others: PyTorch reference)"
+# One kernel makes a head of an image in one block. On larger maps that is too long a task for too few blocks.
+FUSED_TOKENS = 64
+FUSED_BYTES = 192  # of one head's channels: those of a map of 64 tokens then fit the shared memory of every GPU
+FUSED_WORDS = f"one kernel where built, for maps of up to {FUSED_TOKENS} pixels (others: deform_qkv, then attention)"
 
 
 def deform_qkv(
@@ -129,6 +133,18 @@ def _cuda_backward(grad_q, grad_k, grad_v, x, offset, weight, bias, heads):
     return backend.deform_qkv_backward(grad_q, grad_k, grad_v, x, offset, weight, bias, heads)
 
 
+def _fits_one_kernel(x: Tensor, heads: int) -> bool:
+    """Whether the kernel of the whole attention takes such a map, and is worth it."""
+    _, channels, height, width = x.shape
+    return height * width <= FUSED_TOKENS and channels // heads * x.element_size() <= FUSED_BYTES
+
+
+def _cuda_attention(x, offset, weight, bias, heads):
+    if _fits_one_kernel(x, heads) and _fits_kernels(x, offset, heads):
+        return torch.ops.iact_cuda.deform_attention(x, offset, weight, bias, heads)
+    return _in_steps(x, offset, weight, bias, heads)
+
+
 def _deform_attention(x, offset, weight, bias, heads):
     tensors = [t for t in (x, offset, weight, bias) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -166,6 +182,7 @@ define(
     _in_steps,
     _fake_attention,
 )
+add_kernel("deform_attention_forward", "CUDA", _cuda_attention, FUSED_WORDS)
 autocast("deform_attention_forward", _autocast)
 LIBRARY.define("deform_attention(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> Tensor")
 LIBRARY.impl("deform_attention", _deform_attention, "CompositeImplicitAutograd")

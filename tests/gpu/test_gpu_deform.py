@@ -1,11 +1,13 @@
-"""`deform_qkv` on a GPU: against float64, torchvision, the same bits again and again, in a captured graph, no wait."""
+"""`deform_qkv`, and the whole attention by one kernel, on a GPU: against float64, torchvision and each other, the same
+bits again and again, in a captured graph, no wait."""
 
 import os
 
 import pytest
 import torch
 
-from iact.ops import deform_attention, deform_qkv
+from iact.ops import deform, deform_attention, deform_qkv
+from iact.ops.reference import attention as attention_reference
 from iact.ops.reference import deform as reference
 
 BUILT = hasattr(torch.ops.iact_cuda, "deform_qkv")
@@ -24,6 +26,16 @@ SHAPES = [
     (1, 2, 48, 70, 71, 3),
     (3, 1, 64, 3, 7, 1),
     (2, 3, 64, 20, 18, 3),
+]
+
+# for the whole attention in one kernel: these fit the shared memory of any GPU
+MAPS = [
+    (1, 1, 16, 1, 1, 3),
+    (37, 3, 16, 5, 7, 1),
+    (13, 2, 32, 7, 7, 3),
+    (2, 8, 48, 8, 8, 1),
+    (5, 8, 48, 8, 8, 3),
+    (3, 2, 16, 10, 13, 3),
 ]
 
 
@@ -211,3 +223,74 @@ def test_runs_on_the_current_stream():
         got = run((late, offset, weight, bias), 2)
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def attention_case(shape, dtype, offsets="near", seed=0):
+    """Elements of q, k and v are some units in size, so that many keys count."""
+    x, offset, weight, bias = case(shape, dtype, offsets, seed=seed)
+    return x, offset, weight / (9 * shape[2]) ** 0.5, bias
+
+
+def by_one_kernel(tensors, heads):
+    return torch.ops.iact_cuda.deform_attention(*tensors, heads)
+
+
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("shape", MAPS)
+def test_one_kernel_equals_float64_and_the_two_steps(shape, dtype):
+    heads, bound = shape[1], BOUND[dtype]
+    for seed, offsets in enumerate(OFFSETS):
+        x, offset, weight, bias = attention_case(shape, dtype, offsets, seed)
+        for given in (offset, offset.clamp(-99, 99).to(dtype)):
+            tensors = (x, given, weight, None if offsets == "on pixels" else bias)
+            got = by_one_kernel(tensors, heads)
+            exact = reference.deform_qkv(*(None if t is None else t.double() for t in tensors), heads)
+            wanted = attention_reference.attention(*exact, None)[0].transpose(1, 2).flatten(2)
+            assert_close([got], [wanted], bound)
+            assert_close([got], [deform._in_steps(*tensors, heads).double()], bound)
+
+
+@pytest.mark.parametrize(
+    "height, size, dtype, fits",
+    [
+        (8, 48, torch.float32, True),
+        (8, 64, torch.bfloat16, True),
+        (8, 64, torch.float32, False),
+        (9, 48, torch.bfloat16, False),
+    ],
+)
+def test_small_maps_go_to_one_kernel(height, size, dtype, fits):
+    tensors = attention_case((3, 2, size, height, 8, 3), dtype)
+    wanted = by_one_kernel(tensors, 2) if fits else deform._in_steps(*tensors, 2)
+    assert torch.equal(deform_attention(*tensors, heads=2), wanted)
+
+
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("sets", [1, 3])
+def test_one_kernel_gives_the_same_bits_twenty_times_for_any_layout(sets, dtype, small):
+    x, offset, weight, bias = attention_case((2 if small else 64, 8, 48, 8, 8, sets), dtype)
+    first = by_one_kernel((x, offset, weight, bias), 8)
+    assert torch.equal(by_one_kernel((x.contiguous(), offset.contiguous(), weight.contiguous(), bias), 8), first)
+    for _ in range(20):
+        assert torch.equal(by_one_kernel((x, offset, weight, bias), 8), first)
+
+
+@pytest.mark.skipif("PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ, reason="capturing needs the caching allocator")
+def test_one_kernel_captured_in_a_graph():
+    shape = (4, 8, 48, 8, 8, 3)
+    tensors = attention_case(shape, torch.bfloat16)
+    deform_attention(*tensors, heads=8)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = deform_attention(*tensors, heads=8)
+    for seed in (5, 6):
+        for t, new in zip(tensors, attention_case(shape, torch.bfloat16, seed=seed), strict=True):
+            t.copy_(new)
+        graph.replay()
+        assert torch.equal(result, deform_attention(*tensors, heads=8))
+
+
+def test_a_map_that_shared_memory_does_not_hold_is_refused():
+    with pytest.raises(RuntimeError, match="bytes of shared memory"):
+        by_one_kernel(attention_case((1, 1, 64, 40, 40, 1), torch.float32), 1)
