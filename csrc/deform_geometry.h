@@ -12,7 +12,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "deform_columns.h"
+#include "deform_map.h"
 #include "device.h"
 #include "mma.h"
 #include "vector.h"

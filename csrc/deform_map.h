@@ -1,4 +1,4 @@
-// Where the taps of a 3x3 deformable convolution read a map: the geometry, for the CPU and the GPU.
+// Where the taps of a 3x3 deformable convolution read a map: maps and offsets, and the geometry for the GPU.
 #pragma once
 
 #include <cmath>
