@@ -35,7 +35,12 @@ def _bell(distance: Tensor) -> Tensor:
 
 
 def smooth_wing_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """The mean Smooth Wing loss; with log1p throughout, without which the inner piece cancels to noise in float32."""
+    """The mean Smooth Wing loss."""
+    return smooth_wing(pred, target).mean()
+
+
+def smooth_wing(pred: Tensor, target: Tensor) -> Tensor:
+    """Smooth Wing of each pixel; with log1p throughout, without which the inner piece cancels to noise in float32."""
     error = (pred.float() - target).abs()
     exponent = ALPHA - target
     inner_value, inner_slope = _middle_piece(THETA1, exponent)
@@ -44,7 +49,7 @@ def smooth_wing_loss(pred: Tensor, target: Tensor) -> Tensor:
     k = (1 + square) * (inner_slope * THETA1 - 2 * inner_value) / (2 * square - 2 * logarithm * (1 + square))
     m = (inner_value - k * logarithm) / square
     inner = k * torch.log1p(error**2) + m * error**2
-    return torch.where(error < THETA1, inner, _outer_pieces(error, exponent)).mean()
+    return torch.where(error < THETA1, inner, _outer_pieces(error, exponent))
 
 
 def adaptive_wing_loss(pred: Tensor, target: Tensor) -> Tensor:

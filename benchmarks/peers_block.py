@@ -57,7 +57,7 @@ def torchvision_same_dtype(x: Tensor, offset: Tensor, weight: Tensor, bias: Tens
     """torchvision's operator three times in the input's dtype, in which it then computes the coordinates too."""
     from torchvision.ops import deform_conv2d
 
-    if x.is_cuda and not _can_be_captured() and torch.cuda.is_current_stream_capturing():
+    if x.is_cuda and not can_be_captured() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("this torchvision launches its kernels outside the current stream")
     batch, channels, height, width = x.shape
     sets = offset.to(x.dtype).split(2 * TAPS, dim=1)
@@ -68,7 +68,7 @@ def torchvision_same_dtype(x: Tensor, offset: Tensor, weight: Tensor, bias: Tens
 
 
 @cache
-def _can_be_captured() -> bool:
+def can_be_captured() -> bool:
     """Whether a CUDA graph holds all of torchvision's operator. Older versions ignore the current stream: the kernels
     then run once, at the capture, and a replay is faster than it should be. The first call must not be captured."""
     from torchvision.ops import deform_conv2d

@@ -8,14 +8,14 @@ from functools import partial
 
 import tyro
 
-from iact.errors import InputError, TrainingStopped
+from iact.errors import InputError, TrainingPaused, TrainingStopped
 
 
 def run(program: Callable | dict[str, Callable], prog: str | None = None) -> None:
     """Runs `program`, or one of several by name, with arguments from the command line.
 
     Input that cannot be used ends in one sentence and exit code 2, a run that cannot go on in one sentence and exit
-    code 1, Ctrl-C in exit code 130."""
+    code 1, Ctrl-C in exit code 130, or 0 where a training has left a checkpoint."""
     try:
         if isinstance(program, dict):
             programs = {name: _with_recipe(function) for name, function in program.items()}
@@ -26,6 +26,9 @@ def run(program: Callable | dict[str, Callable], prog: str | None = None) -> Non
         code = _say(error, 2)
     except TrainingStopped as error:
         code = _say(error, 1)
+    except TrainingPaused as pause:
+        print(pause)
+        code = 0
     except KeyboardInterrupt:
         code = _say("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -92,6 +92,7 @@ class TrainConfig:
     recompute: bool = False
     """Compute what the Transformer blocks forget again for the gradient: less memory, more time."""
     seed: int = 0
+    """Of weights, order, augmentation and rounding; which faces are drawn or held out does not depend on it."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to PyTorch."""
 

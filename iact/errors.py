@@ -11,3 +11,9 @@ class TrainingStopped(RuntimeError):
     """A run that cannot go on, such as a loss that is not finite. The message names the last good checkpoint.
 
     Command-line programs print the message and exit with code 1."""
+
+
+class TrainingPaused(Exception):
+    """A run that was asked to stop and left a checkpoint. The message says how it goes on.
+
+    Command-line programs print the message and exit with code 0."""

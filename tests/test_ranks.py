@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from small_training import MINIATURE, QUICK
 
 from iact import training
+from iact.errors import TrainingPaused
 from iact.model import SIZES
 from iact.training import loop
 from iact.training.ranks import Ranks
@@ -131,7 +132,9 @@ def test_a_stop_in_the_middle_of_an_epoch_loses_no_step(monkeypatch, tmp_path):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", step_and_ask)
-        cut = training.train(replace(config, out=tmp_path / "cut"))
+        with pytest.raises(TrainingPaused, match="stopped in epoch 2; --resume goes on"):
+            training.train(replace(config, out=tmp_path / "cut"))
+    cut = tmp_path / "cut"
     assert torch.load(cut / "resume.pt", weights_only=True)["done"] == 2 and len(steps) == 7
     training.train(replace(config, out=cut, resume=True))
     assert [row["loss"] for row in _rows(cut)] == [row["loss"] for row in _rows(whole)]

@@ -17,23 +17,24 @@ from rich.console import Console
 from iact import metrics
 from iact.checkpoint import RESUME, WEIGHTS
 from iact.config import TrainConfig, default_epochs
-from iact.errors import InputError, TrainingStopped
+from iact.errors import InputError, TrainingPaused, TrainingStopped
 from iact.inference import predict_cuts
 from iact.training.folder import choose_folder, save_settings
 from iact.training.log import RunLog
 from iact.training.optimise import learning_rate, set_learning_rate
 from iact.training.ranks import joined
-from iact.training.run import Run, prepare
+from iact.training.run import Build, Run, build_model, prepare
 from iact.training.stop import asked_to_stop
 
 SHOW_EVERY = 50  # steps
 
 
-def train(config: TrainConfig) -> Path:
-    """Runs the training that `config` describes and returns the run folder.
+def train(config: TrainConfig, build: Build = build_model) -> Path:
+    """Runs the training that `config` describes and returns the run folder; `build` makes another network than ours.
 
     Under torchrun all processes share each batch. InputError for input that cannot be used, TrainingStopped when the
-    loss is no longer a number or another rank is gone. SIGTERM or Ctrl-C ends it after the step, with a checkpoint."""
+    loss is no longer a number or another rank is gone, TrainingPaused when SIGTERM or Ctrl-C has ended it after a step,
+    with a checkpoint."""
     config = config if config.epochs is not None else replace(config, epochs=default_epochs(config.data))
     _check_numbers(config)
     with joined(config.device) as ranks, asked_to_stop() as stop:
@@ -41,7 +42,8 @@ def train(config: TrainConfig) -> Path:
         if config.threads:
             torch.set_num_threads(config.threads)
         console = Console(quiet=not ranks.first)
-        run = prepare(config, folder, ranks, partial(console.print, highlight=False, markup=False, soft_wrap=True))
+        say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        run = prepare(config, folder, ranks, say, build)
         if ranks.first:
             save_settings(config, folder)
         with RunLog(folder, config.epochs, run.steps_per_epoch, run.step, ranks.first) as log:
@@ -67,8 +69,7 @@ def _train(run: Run, log: RunLog, stop: Callable[[], bool]) -> None:
         if not _train_epoch(run, log, stop):
             if run.ranks.first:
                 run.save()
-            log.say(f"stopped in epoch {run.epoch + 1}; --resume goes on from {run.folder / RESUME}")
-            return
+            raise TrainingPaused(f"stopped in epoch {run.epoch + 1}; --resume goes on from {run.folder / RESUME}")
         faces += log.images
         _finish_epoch(run, log)
     log.table(_ending(run, log, time.perf_counter() - begun, faces))

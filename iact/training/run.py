@@ -25,6 +25,12 @@ from iact.training.optimise import AveragedModel, build_optimiser, restore_optim
 from iact.training.ranks import Ranks, share_batch_norm
 from iact.training.step import Step, captures, recompute_blocks
 
+FACES_SEED = 0
+"""Decides which faces are drawn and which held out: whatever the seed of a run, so that seeds can be compared."""
+
+Build = Callable[[TrainConfig, int], IACT]
+"""Makes the network from the settings and the number of landmarks."""
+
 
 @dataclass(frozen=True)
 class RunFaces:
@@ -129,7 +135,25 @@ class Run:
             raise InputError(f"{self.folder / RESUME}: not a checkpoint of this run ({reason})") from None
 
 
-def prepare(config: TrainConfig, folder: Path, ranks: Ranks, say: Callable[[str], None]) -> Run:
+def build_model(config: TrainConfig, num_landmarks: int) -> IACT:
+    """The network that the settings describe, with new weights or those to start from."""
+    torch.manual_seed(config.seed)
+    model = create_model(
+        config.model,
+        num_landmarks,
+        block=config.block,
+        offsets=config.offsets,
+        feature_attention=config.feature_attention,
+        channel_attention=config.channel_attention,
+    )
+    if config.start_from is not None and not config.resume:
+        _start_from(model, config.start_from)
+    return model
+
+
+def prepare(
+    config: TrainConfig, folder: Path, ranks: Ranks, say: Callable[[str], None], build: Build = build_model
+) -> Run:
     """Reads and cuts the faces, builds the model, and where the run is resumed puts everything back."""
     device = _device(config, ranks)
     dtype = find_precision(config.amp, device)
@@ -139,10 +163,10 @@ def prepare(config: TrainConfig, folder: Path, ranks: Ranks, say: Callable[[str]
         config.split,
         layout=find_layout(config.synthetic_layout),
         count=config.synthetic_faces,
-        seed=config.seed,
+        seed=FACES_SEED,
     )
-    sides = hold_out(found, config.hold_out, config.seed)
-    model = _build(config, found.layout.num_landmarks).to(device, memory_format=torch.channels_last)
+    sides = hold_out(found, config.hold_out, FACES_SEED)
+    model = build(config, found.layout.num_landmarks).to(device, memory_format=torch.channels_last)
     faces = _cut(found, *sides, model.config.input_size, config.cache, say)
     averaged = AveragedModel(model, config.ema_faces, config.batch_size)
     if config.recompute:
@@ -192,21 +216,6 @@ def _cut(
         measured_faces=measured,
         holds_out=len(held_out) > 0,
     )
-
-
-def _build(config: TrainConfig, num_landmarks: int) -> IACT:
-    torch.manual_seed(config.seed)
-    model = create_model(
-        config.model,
-        num_landmarks,
-        block=config.block,
-        offsets=config.offsets,
-        feature_attention=config.feature_attention,
-        channel_attention=config.channel_attention,
-    )
-    if config.start_from is not None and not config.resume:
-        _start_from(model, config.start_from)
-    return model
 
 
 def _start_from(model: IACT, path: Path) -> None:
