@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from small_training import MINIATURE, QUICK
 
 from iact import training
-from iact.errors import TrainingPaused
+from iact.errors import InputError, TrainingPaused
 from iact.model import SIZES
 from iact.training import loop
-from iact.training.ranks import Ranks
+from iact.training.ranks import Ranks, joined
 
 PROGRAM = str(Path(__file__).with_name("small_training.py"))
 LIMIT = 60  # seconds for all ranks to end
@@ -166,3 +166,12 @@ def test_a_rank_alone_has_nobody_to_wait_for():
     ranks.mean_(tensor)
     assert tensor.tolist() == [1.0, 2.0] and ranks.gather("x") == ["x"] and ranks.any(True) and not ranks.any(False)
     assert [Ranks(rank, 3).share(7) for rank in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 7)]
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="at most the 1 GPUs here, got 2"), joined("auto"):
+        pass

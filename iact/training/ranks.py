@@ -84,17 +84,21 @@ class Ranks:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """The ranks that this process belongs to by the variables that torchrun sets; it leaves them at the end."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    """The ranks that this process belongs to by the variables that torchrun sets; it leaves them at the end.
+
+    InputError where there are more of them than GPUs."""
+    count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if count == 1:
         yield Ranks()
         return
     cuda = torch.cuda.is_available() and device != "cpu"
+    if cuda and local >= torch.cuda.device_count():
+        raise InputError(f"nproc-per-node: expected at most the {torch.cuda.device_count()} GPUs here, got {local + 1}")
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), count, int(os.environ["LOCAL_RANK"]))
+        yield Ranks(dist.get_rank(), count, local)
     finally:
         dist.destroy_process_group()
 
