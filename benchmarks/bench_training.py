@@ -4,7 +4,8 @@ python benchmarks/bench_training.py --device cpu --out benchmarks/results
 
 ours                  the default recipe, as `iact train` runs it
 without_kernels       attention and heatmap loss in plain PyTorch: `grid_sample`, products, a target that is drawn first
-torchvision           the same loss; attention by torchvision's deform_conv2d three times and PyTorch's attention
+references            attention and heatmap loss by iact's own references, as where its extension was not built
+torchvision           the loss of without_kernels; attention by torchvision's deform_conv2d, three times, and PyTorch's
 without_graph         the host starts every kernel; on a GPU only
 without_device_cache  crops stay in the host's memory and are streamed
 compile               torch.compile on top

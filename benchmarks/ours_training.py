@@ -41,6 +41,7 @@ class Variant:
 VARIANTS = {
     "ours": Variant(),
     "without_kernels": Variant(attention=peers.plain_attention, loss=peers.heatmap_loss),
+    "references": Variant(attention=peers.reference_attention, loss=peers.reference_loss),
     "torchvision": Variant(attention=peers.torchvision_attention, loss=peers.heatmap_loss),
     "without_graph": Variant({"graph": False}),
     "without_device_cache": Variant(room=0),

@@ -24,7 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from iact import heatmaps as codec  # noqa: E402
 from iact.geometry import CROP_MARGIN, landmark_box, to_heatmap, transform_points  # noqa: E402
-from iact.ops.attention import seen_dtype  # noqa: E402
+from iact.ops.attention import attention, seen_dtype  # noqa: E402
+from iact.ops.heatmap import reference as heatmap_reference  # noqa: E402
+from iact.ops.reference import deform as reference  # noqa: E402
 
 SIGMA = 1.5  # heatmap px
 STRIDE = 4
@@ -46,6 +48,46 @@ def torchvision_attention(x: Tensor, offset: Tensor, weight: Tensor, bias: Tenso
 def _attend(project: Callable, attend: Callable, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, heads: int):
     x, weight, bias = (t.to(seen_dtype(t)).contiguous() for t in (x, weight, bias))
     return attend(*project(x, offset.float().contiguous(), weight, bias, heads)).transpose(1, 2).flatten(2)
+
+
+class ReferenceProjection(torch.autograd.Function):
+    """`deform_qkv` as iact computes it where its extension was not built."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, offset, weight, bias)
+        ctx.heads = heads
+        return reference.deform_qkv(x, offset, weight, bias, heads)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *reference.deform_qkv_backward(*grads, *ctx.saved_tensors, ctx.heads), None
+
+
+class ReferenceLoss(torch.autograd.Function):
+    """`heatmap_loss` as iact computes it where its extension was not built: the forward pass gives the gradient."""
+
+    @staticmethod
+    def forward(ctx, pred: Tensor, *rest) -> Tensor:
+        loss, slope = heatmap_reference(pred, *rest)
+        ctx.save_for_backward(slope)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (ctx.saved_tensors[0] * grad).to(ctx.saved_tensors[0].dtype), *[None] * 6
+
+
+def reference_attention(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, *, heads: int) -> Tensor:
+    """`deform_attention` by the reference of the projection; attention on a CPU is PyTorch's in any case."""
+    return _attend(ReferenceProjection.apply, attention, x, offset, weight, bias, heads)
+
+
+def reference_loss(
+    pred: Tensor, landmarks: Tensor, visible: None, *, kind: str, sigma: float, seed: Tensor, map_factor: float
+) -> Tensor:
+    """`heatmap_loss` by its reference."""
+    return ReferenceLoss.apply(pred, landmarks, visible, seed, kind == "smooth_wing", sigma, map_factor)
 
 
 def heatmap_loss(

@@ -52,6 +52,7 @@ TRAINING_HEAD = (
 TRAINING_LABELS = {
     "ours": "ours",
     "without_kernels": "plain PyTorch for attention and loss",
+    "references": "extension not built",
     "torchvision": "torchvision and SDPA, plain loss",
     "without_graph": "no CUDA graph",
     "without_device_cache": "crops streamed",
