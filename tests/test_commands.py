@@ -1,13 +1,10 @@
 """The command line from end to end: train, evaluate, predict, and how each says what is wrong."""
 
 import csv
-import io
 import json
 import runpy
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 from unittest.mock import patch
@@ -15,9 +12,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from programs import Ended, iact
 
 from iact import commands
-from iact.__main__ import main
 from iact.checkpoint import Description, save_weights
 from iact.config import RECIPES
 from iact.data import ImageFile
@@ -31,58 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 METRICS = {"nme_interocular", "nme_interpupil", "fr_0.1", "auc_0.1"}
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a program ended: exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-    def said(self, *words: str) -> bool:
-        """Whether it refused with exit code 2 and one sentence that holds these words."""
-        one_line = self.err.startswith("error: ") and self.err.count("\n") == 1
-        return self.code == 2 and one_line and all(word in self.err for word in words)
-
-
-def iact(*arguments: object) -> Ended:
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        patch.object(sys, "argv", ["iact", *map(str, arguments)]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        pytest.raises(SystemExit) as stopped,
-    ):
-        main()
-    return Ended(stopped.value.code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """The folder of a run of a few steps."""
-    folder, threads = tmp_path_factory.mktemp("runs") / "a run", torch.get_num_threads()
-    settings = ("--synthetic-faces", 16, "--epochs", 1, "--batch-size", 4, "--threads", 1, "--seed", 3)
-    ended = iact("train", *settings, "--amp", "off", "--device", "cpu", "--hold-out", 0.25, "--out", folder)
-    torch.set_num_threads(threads)
-    assert ended.code == 0, ended.err
-    return folder
-
-
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory) -> tuple[Path, Ended]:
     out = tmp_path_factory.mktemp("evaluation") / "of it"
     return out, iact("evaluate", "--weights", trained, "--data", "synthetic", "--out", out)
-
-
-@pytest.fixture
-def photographs(tmp_path) -> Path:
-    """A folder with a drawn face, a smaller one in a folder below, and a text that calls itself a picture."""
-    folder = tmp_path / "my pictures"
-    save_image(folder / "one.png", draw_face(0, 0, W300)[0])
-    save_image(folder / "below" / "zwei ü.jpg", draw_face(0, 1, W300, size=128)[0])
-    (folder / "broken.jpg").write_text("not a picture")
-    (folder / "notes.txt").write_text("not even called one")
-    return folder
 
 
 def test_training_leaves_weights_settings_and_a_log(trained):
@@ -189,73 +138,6 @@ def test_weights_of_another_layout_are_refused(wflw_weights, tmp_path):
 def test_evaluation_refuses_what_it_cannot_use(trained, tmp_path, arguments, words):
     out = tmp_path / "out"
     assert iact("evaluate", "--weights", trained, "--out", out, *arguments).said(*words) and not out.exists()
-
-
-def test_prediction_goes_on_after_a_broken_picture_and_names_it(trained, photographs, tmp_path):
-    out = tmp_path / "out"
-    ended = iact("predict", "--weights", trained, "--input", photographs, "--out", out, "--whole-picture")
-    assert ended.code == 1 and "2 faces in 2 pictures" in ended.out
-    assert f"left out: {photographs / 'broken.jpg'}: not a picture" in ended.err and "Traceback" not in ended.err
-    written = json.loads((out / "landmarks.json").read_text())
-    assert set(written) == {"layout", "pictures", "left_out"} and written["layout"] == "300w"
-    assert set(written["pictures"]) == {"one.png", "below/zwei ü.jpg"} and len(written["left_out"]) == 1
-    (face,) = written["pictures"]["below/zwei ü.jpg"]
-    assert set(face) == {"box", "landmarks", "scores"} and face["box"] == [-0.5, -0.5, 127.5, 127.5]
-    assert np.shape(face["landmarks"]) == (68, 2) and np.shape(face["scores"]) == (68,)
-    drawn = ImageFile(out / "pictures" / "one.png.jpg").read()
-    assert drawn.shape == (256, 256, 3)
-    assert np.abs(drawn.astype(int) - draw_face(0, 0, W300)[0]).max() > 60  # landmarks are on it
-
-
-def test_the_overlays_of_the_last_time_are_no_input(trained, photographs):
-    arguments = ("--weights", trained, "--input", photographs, "--out", photographs / "out", "--whole-picture")
-    first, second = iact("predict", *arguments), iact("predict", *arguments)
-    assert first.out == second.out and "2 faces in 2 pictures" in second.out
-
-
-def test_a_box_is_used_for_every_picture(trained, photographs, tmp_path):
-    (photographs / "broken.jpg").unlink()
-    out = tmp_path / "out"
-    ended = iact("predict", "--weights", trained, "--input", photographs, "--out", out, "--box", 150, 60, 220, 190)
-    written = json.loads((out / "landmarks.json").read_text())
-    assert ended.code == 1 and written["pictures"]["one.png"][0]["box"] == [150, 60, 220, 190]
-    assert "zwei ü.jpg: boxes: box 0 lies outside the 128 x 128 image" in written["left_out"][0]
-
-
-def test_one_picture_without_a_face_is_no_error(trained, tmp_path):
-    save_image(tmp_path / "grey.png", np.full((80, 80, 3), 128, np.uint8))
-    ended = iact("predict", "--weights", trained, "--input", tmp_path / "grey.png", "--out", tmp_path / "out")
-    assert ended.code == 0 and "0 faces in 1 pictures" in ended.out and "1 pictures without a face" in ended.out
-    assert json.loads((tmp_path / "out/landmarks.json").read_text())["pictures"] == {"grey.png": []}
-
-
-def test_prediction_refuses_what_it_cannot_use(trained, photographs, tmp_path):
-    empty, file = tmp_path / "empty", tmp_path / "file"
-    empty.mkdir()
-    file.write_text("in the way")
-    good = {"--weights": trained, "--input": photographs / "one.png", "--out": tmp_path / "out"}
-    cases = [
-        ({"--weights": empty}, (str(empty), "no weights")),
-        ({"--weights": photographs / "one.png"}, ("one.png", "not a whole safetensors file")),
-        ({"--input": empty}, (str(empty), "no pictures in this folder")),
-        ({"--input": tmp_path / "missing"}, ("missing", "no such picture or folder")),
-        ({"--input": photographs / "broken.jpg"}, ("broken.jpg", "not a picture")),
-        ({"--out": file, "--whole-picture": None}, (str(file), "cannot be written")),
-        ({"--box": (9, 9, 1, 1)}, ("one.png", "box 0 is empty")),
-        ({"--box": (1, 1, 9, 9), "--whole-picture": None}, ("either --box or --whole-picture",)),
-    ]
-    for changes, words in cases:
-        ended = iact("predict", *flatten({**good, **changes}))
-        assert ended.said(*words), (changes, ended)
-    assert file.read_text() == "in the way" and not (tmp_path / "out").exists()
-
-
-def flatten(arguments: dict) -> list:
-    """Flags and values as one list; None is a flag without a value."""
-    flat = []
-    for flag, value in arguments.items():
-        flat += [flag] if value is None else [flag, *value] if isinstance(value, tuple) else [flag, value]
-    return flat
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Training in several processes, as torchrun starts them, and what happens when a process is asked to end or dies."""
 
-import csv
 import json
 import math
 import os
@@ -14,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folders import rows
 from safetensors.torch import load_file
-from small_training import MINIATURE, QUICK
+from small_training import QUICK
 
 from iact import training
 from iact.errors import InputError, TrainingPaused
-from iact.model import SIZES
 from iact.training import loop
 from iact.training.ranks import Ranks, joined
 
@@ -43,13 +42,8 @@ def _train(ranks: int, out: Path, **settings) -> Path:
     return out
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "log.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def _losses(folder: Path) -> torch.Tensor:
-    return torch.tensor([float(row["loss"]) for row in _rows(folder)])
+    return torch.tensor([float(row["loss"]) for row in rows(folder)])
 
 
 def _wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -85,13 +79,13 @@ def _check_alike(run: Path, whole: Path) -> None:
 def test_two_ranks_compute_what_one_does(one_rank, tmp_path):
     two = _train(2, tmp_path / "run", **FIFTY)
     _check_alike(two, one_rank)
-    assert len(_rows(two)) == 5 and (two / "pictures" / "epoch_005.jpg").exists()
+    assert len(rows(two)) == 5 and (two / "pictures" / "epoch_005.jpg").exists()
 
 
 def test_ranks_with_their_own_batch_norm_agree_on_what_is_measured_and_saved(tmp_path):
     folder = _train(2, tmp_path / "run", epochs=2)
-    assert [row["epoch"] for row in _rows(folder)] == ["1", "2"]
-    assert all(math.isfinite(float(row["nme_held_out"])) for row in _rows(folder))
+    assert [row["epoch"] for row in rows(folder)] == ["1", "2"]
+    assert all(math.isfinite(float(row["nme_held_out"])) for row in rows(folder))
     assert sorted(path.name for path in folder.glob("*.safetensors")) == ["best.safetensors", "last.safetensors"]
 
 
@@ -113,13 +107,12 @@ def test_asked_to_stop_a_run_leaves_a_checkpoint_from_which_any_number_of_ranks_
     assert torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["epoch"] < 5
     shutil.copytree(tmp_path / "run", tmp_path / "two")
     _train(1, tmp_path / "run", resume=True, **FIFTY)
-    assert [row["loss"] for row in _rows(tmp_path / "run")] == [row["loss"] for row in _rows(one_rank)]
+    assert [row["loss"] for row in rows(tmp_path / "run")] == [row["loss"] for row in rows(one_rank)]
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == (one_rank / "last.safetensors").read_bytes()
     _check_alike(_train(2, tmp_path / "two", resume=True, **FIFTY), one_rank)
 
 
-def test_a_stop_in_the_middle_of_an_epoch_loses_no_step(monkeypatch, tmp_path):
-    monkeypatch.setitem(SIZES, "iact_t", MINIATURE)
+def test_a_stop_in_the_middle_of_an_epoch_loses_no_step(miniature, monkeypatch, tmp_path):
     config = replace(QUICK, epochs=2, threads=1)
     whole = training.train(replace(config, out=tmp_path / "whole"))
     steps, compute = [], loop.train_step
@@ -137,7 +130,7 @@ def test_a_stop_in_the_middle_of_an_epoch_loses_no_step(monkeypatch, tmp_path):
     cut = tmp_path / "cut"
     assert torch.load(cut / "resume.pt", weights_only=True)["done"] == 2 and len(steps) == 7
     training.train(replace(config, out=cut, resume=True))
-    assert [row["loss"] for row in _rows(cut)] == [row["loss"] for row in _rows(whole)]
+    assert [row["loss"] for row in rows(cut)] == [row["loss"] for row in rows(whole)]
     assert (cut / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
 
 

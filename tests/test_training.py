@@ -1,85 +1,39 @@
 """The trainer, from the command line to the run folder."""
 
-import csv
 import json
 import math
-import signal
-import subprocess
 import sys
-import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from run_folders import SPEEDS, command, rows, same_weights
 from safetensors.torch import load_file
-from small_training import MINIATURE, QUICK
+from small_training import QUICK
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iact import commands, training
 from iact.__main__ import run as run_program
 from iact.checkpoint import Description, load_weights, save_weights
-from iact.config import PAPER, TrainConfig
+from iact.config import PAPER
 from iact.data import Face, Faces, read_faces
 from iact.errors import InputError, TrainingStopped
 from iact.layouts import COFW, W300
-from iact.model import SIZES, create_model
+from iact.model import create_model
 from iact.training import loop, run
-from iact.training.log import RunLog
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEEDS = ("images_per_second", "waiting_for_data")
-
-
-@pytest.fixture
-def miniature(monkeypatch):
-    """A network of a few thousand weights in the place of iact_t."""
-    monkeypatch.setitem(SIZES, "iact_t", MINIATURE)
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory) -> Path:
-    return training.train(replace(QUICK, out=tmp_path_factory.mktemp("whole") / "run"))
-
-
-@pytest.fixture(scope="module")
-def small_run(tmp_path_factory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "iact_t", MINIATURE)
-        return training.train(replace(QUICK, epochs=1, out=tmp_path_factory.mktemp("small") / "run"))
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "log.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def _same_weights(one: Path, other: Path) -> bool:
-    first, second = load_file(one), load_file(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def _command(config: TrainConfig) -> list[str]:
-    """The arguments that make scripts/train.py run `config`."""
-    default = TrainConfig()
-    changed = [field.name for field in fields(config) if getattr(config, field.name) != getattr(default, field.name)]
-    flags = {name: getattr(config, name) for name in changed}
-    resume = ["--resume"] if flags.pop("resume", False) else []
-    return [*(part for name, value in flags.items() for part in ("--" + name.replace("_", "-"), str(value))), *resume]
 
 
 def test_training_lowers_the_loss_and_leaves_a_whole_run_folder(run_folder):
-    rows = _rows(run_folder)
-    assert list(rows[0]) == ["epoch", "loss", "nme_held_out", "learning_rate", *SPEEDS]
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert float(rows[-1]["loss"]) < 0.9 * float(rows[0]["loss"])
-    assert all(float(row["images_per_second"]) > 0 and math.isfinite(float(row["nme_held_out"])) for row in rows)
+    log = rows(run_folder)
+    assert list(log[0]) == ["epoch", "loss", "nme_held_out", "learning_rate", *SPEEDS]
+    assert [row["epoch"] for row in log] == ["1", "2", "3"]
+    assert float(log[-1]["loss"]) < 0.9 * float(log[0]["loss"])
+    assert all(float(row["images_per_second"]) > 0 and math.isfinite(float(row["nme_held_out"])) for row in log)
     assert json.loads((run_folder / "config.json").read_text())["synthetic_faces"] == 24
     assert cv2.imread(str(run_folder / "pictures" / "epoch_001.jpg")).std() > 10
     events = EventAccumulator(str(run_folder)).Reload()
@@ -88,7 +42,7 @@ def test_training_lowers_the_loss_and_leaves_a_whole_run_folder(run_folder):
 
 
 def test_the_weights_say_how_they_were_chosen(run_folder):
-    nmes = [float(row["nme_held_out"]) for row in _rows(run_folder)]
+    nmes = [float(row["nme_held_out"]) for row in rows(run_folder)]
     _, best = load_weights(run_folder)
     _, last = load_weights(run_folder / "last.safetensors")
     assert (best.epoch, last.epoch) == (1 + int(np.argmin(nmes)), 3)
@@ -96,85 +50,12 @@ def test_the_weights_say_how_they_were_chosen(run_folder):
     assert best.layout is W300 and best.trained_on == "synthetic train, 22 faces"
 
 
-def test_a_killed_run_resumes_bit_for_bit(run_folder, tmp_path):
-    config = replace(QUICK, out=tmp_path / "run")
-    program = [sys.executable, str(ROOT / "scripts/train.py")]
-    process = subprocess.Popen([*program, *_command(config)], stdout=subprocess.DEVNULL)
-    while not (config.out / "resume.pt").exists():
-        assert process.poll() is None, "the run ended before it wrote a checkpoint"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(_rows(config.out)) < config.epochs
-    subprocess.run([*program, *_command(replace(config, resume=True))], check=True, stdout=subprocess.DEVNULL)
-    for name in ("last.safetensors", "best.safetensors"):
-        assert _same_weights(config.out / name, run_folder / name)
-    for resumed, whole in zip(_rows(config.out), _rows(run_folder), strict=True):
-        speeds = dict.fromkeys(SPEEDS, "")
-        assert {**resumed, **speeds} == {**whole, **speeds}
-
-
-@pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_interrupted_after_the_log_row_a_run_resumes_bit_for_bit(amp, miniature, monkeypatch, tmp_path):
-    """The loss is made so large that the first steps in fp16 overflow: its scale has to be restored too."""
-    config = replace(QUICK, amp=amp, map_factor=1000.0)
-    whole = training.train(replace(config, out=tmp_path / "whole"))
-    record = RunLog.record
-
-    def record_and_stop(log: RunLog, epoch: int, **values: float) -> None:
-        record(log, epoch, **values)
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunLog, "record", record_and_stop)
-        training.train(replace(config, out=tmp_path / "cut"))
-    cut = training.train(replace(config, out=tmp_path / "cut", resume=True))
-    assert _same_weights(cut / "last.safetensors", whole / "last.safetensors")
-    assert [row["loss"] for row in _rows(cut)] == [row["loss"] for row in _rows(whole)]
-    scaler = torch.load(cut / "resume.pt", weights_only=True)["scaler"]
-    assert amp == "off" or scaler["scale"] < 2**16
-
-
 def test_the_seed_decides_the_weights(miniature, small_run, tmp_path):
     config = replace(QUICK, epochs=1)
     again = training.train(replace(config, out=tmp_path / "again"))
     other = training.train(replace(config, out=tmp_path / "other", seed=1))
-    assert _same_weights(again / "last.safetensors", small_run / "last.safetensors")
-    assert not _same_weights(other / "last.safetensors", small_run / "last.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epochs": 9}, "holds a run already"),
-        ({"resume": True, "model": "iact_s"}, "begun with model iact_t, got iact_s"),
-        ({"resume": True, "data": "300w", "root": Path(".")}, "begun with data synthetic, got 300w"),
-        ({"resume": True, "learning_rate": 1e-4}, "begun with learning_rate 0.002, got 0.0001"),
-    ],
-)
-def test_a_folder_that_holds_another_run_is_left_alone(changes, message, miniature, small_run):
-    before = _contents(small_run)
-    with pytest.raises(InputError, match=message):
-        training.train(replace(QUICK, out=small_run, **changes))
-    assert _contents(small_run) == before
-
-
-def test_weights_without_a_checkpoint_are_not_overwritten(tmp_path):
-    (tmp_path / "best.safetensors").write_bytes(b"dear to somebody")
-    with pytest.raises(InputError, match="holds a run already"):
-        training.train(replace(QUICK, out=tmp_path))
-    with pytest.raises(InputError, match="no checkpoint to resume from"):
-        training.train(replace(QUICK, out=tmp_path, resume=True))
-    assert _contents(tmp_path) == {"best.safetensors": b"dear to somebody"}
-
-
-def test_a_run_can_be_made_longer(miniature, tmp_path):
-    config = replace(QUICK, epochs=1, out=tmp_path / "run")
-    training.train(config)
-    training.train(replace(config, epochs=2, resume=True))
-    assert [row["epoch"] for row in _rows(config.out)] == ["1", "2"]
-    assert json.loads((config.out / "config.json").read_text())["epochs"] == 2
+    assert same_weights(again / "last.safetensors", small_run / "last.safetensors")
+    assert not same_weights(other / "last.safetensors", small_run / "last.safetensors")
 
 
 def test_without_a_folder_named_runs_are_numbered(miniature, monkeypatch, tmp_path):
@@ -201,7 +82,7 @@ def test_weights_that_the_last_step_ruined_are_not_saved(miniature, monkeypatch,
 
 def test_a_stopped_run_exits_with_code_1_and_one_sentence(miniature, monkeypatch, capsys, tmp_path):
     config = replace(QUICK, learning_rate=1e30, warmup_steps=0, out=tmp_path / "run")
-    monkeypatch.setattr(sys, "argv", ["train", *_command(config)])
+    monkeypatch.setattr(sys, "argv", ["train", *command(config)])
     with pytest.raises(SystemExit) as exit:
         run_program(commands.train)
     assert exit.value.code == 1
@@ -256,7 +137,7 @@ def test_with_nothing_held_out_best_is_last(miniature, tmp_path):
     folder = training.train(replace(QUICK, hold_out=0.0, epochs=2, out=tmp_path / "run"))
     assert (folder / "best.safetensors").read_bytes() == (folder / "last.safetensors").read_bytes()
     assert load_weights(folder)[1].epoch == 2
-    assert all(float(row["nme_training"]) > 0 for row in _rows(folder))
+    assert all(float(row["nme_training"]) > 0 for row in rows(folder))
     assert (folder / "pictures" / "epoch_002.jpg").exists()
 
 
@@ -271,7 +152,7 @@ def test_every_data_set_trains(data, real_data, miniature, monkeypatch, tmp_path
     _, description = load_weights(folder)
     trained = 13 if data == "300w" else 14  # two of the 16 are held out, and there a third of the same photograph
     assert description.layout.name == data and description.trained_on == f"{data} train, {trained} faces"
-    assert math.isfinite(float(_rows(folder)[0]["loss"]))
+    assert math.isfinite(float(rows(folder)[0]["loss"]))
 
 
 @pytest.mark.parametrize(
@@ -288,18 +169,18 @@ def test_every_data_set_trains(data, real_data, miniature, monkeypatch, tmp_path
 )
 def test_every_recipe_switch_trains(changes, miniature, small_run, tmp_path):
     folder = training.train(replace(QUICK, epochs=1, out=tmp_path / "run", **changes))
-    assert math.isfinite(float(_rows(folder)[0]["loss"]))
-    assert not _same_weights(folder / "last.safetensors", small_run / "last.safetensors")
+    assert math.isfinite(float(rows(folder)[0]["loss"]))
+    assert not same_weights(folder / "last.safetensors", small_run / "last.safetensors")
 
 
 def test_recomputed_blocks_give_the_same_weights(miniature, small_run, tmp_path):
     folder = training.train(replace(QUICK, epochs=1, recompute=True, out=tmp_path / "run"))
-    assert _same_weights(folder / "last.safetensors", small_run / "last.safetensors")
+    assert same_weights(folder / "last.safetensors", small_run / "last.safetensors")
 
 
 def test_a_finished_run_says_what_came_out(miniature, capsys, tmp_path):
     folder = training.train(replace(QUICK, epochs=1, out=tmp_path / "run"))
-    last = f"NME {float(_rows(folder)[-1]['nme_held_out']):.2f} % on 2 held-out faces"
+    last = f"NME {float(rows(folder)[-1]['nme_held_out']):.2f} % on 2 held-out faces"
     printed = capsys.readouterr().out
     assert last in printed and "images/s with what is done between epochs" in printed
 
@@ -330,34 +211,11 @@ def test_start_from_another_model_is_refused(name, switches, miniature, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", [lambda state: [1, 2], lambda state: {}, lambda state: {**state, "model": {}}])
-def test_a_checkpoint_that_does_not_fit_is_refused(change, miniature, tmp_path):
-    config = replace(QUICK, epochs=1, synthetic_faces=8, out=tmp_path / "run")
-    training.train(config)
-    state = torch.load(config.out / "resume.pt", weights_only=True)
-    torch.save(change(state), config.out / "resume.pt")
-    before = _contents(config.out)
-    with pytest.raises(InputError, match="resume.pt: not a checkpoint of this run"):
-        training.train(replace(config, epochs=2, resume=True))
-    assert _contents(config.out) == before
-
-
-def test_the_log_of_a_folder_that_a_person_edited_is_refused(miniature, tmp_path):
-    config = replace(QUICK, epochs=1, out=tmp_path / "run")
-    training.train(config)
-    (config.out / "log.csv").write_text("time,speed\n1,2\n")
-    with pytest.raises(InputError, match="log.csv: not the log of a run"):
-        training.train(replace(config, epochs=2, resume=True))
-    (config.out / "config.json").write_text("[1")
-    with pytest.raises(InputError, match="config.json: the settings of the run cannot be read"):
-        training.train(replace(config, epochs=2, resume=True))
-
-
 def test_the_command_line_has_every_setting(monkeypatch):
     seen = []
     monkeypatch.setattr(commands, "run_training", seen.append)
     wanted = replace(QUICK, hold_out=0.0, start_from=Path("a b"), loss="mse", resume=True)
-    monkeypatch.setattr(sys, "argv", ["train", *_command(wanted), "--augmentation.flip", "0.25"])
+    monkeypatch.setattr(sys, "argv", ["train", *command(wanted), "--augmentation.flip", "0.25"])
     with pytest.raises(SystemExit):
         run_program(commands.train)
     assert asdict(seen[0]) == asdict(replace(wanted, augmentation=replace(wanted.augmentation, flip=0.25)))

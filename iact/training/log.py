@@ -3,12 +3,13 @@
 import csv
 import io
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from iact.data.crops import Crops
@@ -23,17 +24,22 @@ LOG = "log.csv"
 SHOWN = 16  # faces in the picture of an epoch
 
 
+def speaker(console: Console) -> Callable[[str], None]:
+    """Prints a line as it is, however wide."""
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
+
+
 class RunLog:
     """The log of one run folder. Rows that a killed run wrote after its last checkpoint are dropped on resuming.
 
-    `kept` is false in all processes but one of those that train together: they write and show nothing."""
+    The console is quiet in all processes but one of those that train together: they write and show nothing."""
 
-    def __init__(self, folder: Path, epochs: int, steps_per_epoch: int, steps_done: int, kept: bool = True):
-        self.folder, self.epochs, self.kept = folder, epochs, kept
-        self.console = Console(quiet=not kept)
-        epochs_done = steps_done // steps_per_epoch
+    def __init__(self, folder: Path, console: Console, epochs: int, epochs_done: int, steps: int, steps_done: int):
+        """Of `epochs`, `epochs_done` are done, and of all `steps` in them `steps_done`."""
+        self.folder, self.console, self.epochs, self.kept = folder, console, epochs, not console.quiet
+        self.say = speaker(console)
         self.rows = _read_rows(folder / LOG, epochs_done)
-        self.events = SummaryWriter(str(folder), purge_step=epochs_done + 1) if kept else None
+        self.events = SummaryWriter(str(folder), purge_step=epochs_done + 1) if self.kept else None
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -43,10 +49,10 @@ class RunLog:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not kept,
+            disable=not self.kept,
         )
         fields = {"epoch": self._label(epochs_done), "loss": np.nan, "rate": 0.0, "waiting": 0.0}
-        self.task = self.bar.add_task("train", total=epochs * steps_per_epoch, completed=steps_done, **fields)
+        self.task = self.bar.add_task("train", total=steps, completed=steps_done, **fields)
         self.start_epoch()
 
     def __enter__(self) -> "RunLog":
@@ -60,9 +66,6 @@ class RunLog:
 
     def _label(self, epochs_done: int) -> str:
         return f"{min(epochs_done + 1, self.epochs)}/{self.epochs}"
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def start_epoch(self) -> None:
         """Starts the clock of the images/s, which count training alone."""
@@ -104,10 +107,8 @@ class RunLog:
     def table(self, rows: dict[str, str]) -> None:
         """Ends the bar and prints names and values under each other."""
         self.bar.stop()
-        table = Table(show_header=False, box=None)
         for name, value in rows.items():
-            table.add_row(name, value)
-        self.console.print(table, highlight=False, markup=False)
+            self.say(f"{name:<12}{value}")
 
 
 def _draw(crops: Crops, faces: Faces, predicted: np.ndarray, layout: Layout, i: int) -> np.ndarray:

@@ -17,10 +17,11 @@ from rich.console import Console
 from iact import metrics
 from iact.checkpoint import RESUME, WEIGHTS
 from iact.config import TrainConfig, default_epochs
+from iact.data.feed import CropBatch
 from iact.errors import InputError, TrainingPaused, TrainingStopped
 from iact.inference import predict_cuts
 from iact.training.folder import choose_folder, save_settings
-from iact.training.log import RunLog
+from iact.training.log import RunLog, speaker
 from iact.training.optimise import learning_rate, set_learning_rate
 from iact.training.ranks import joined
 from iact.training.run import Build, Run, build_model, prepare
@@ -42,11 +43,10 @@ def train(config: TrainConfig, build: Build = build_model) -> Path:
         if config.threads:
             torch.set_num_threads(config.threads)
         console = Console(quiet=not ranks.first)
-        say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-        run = prepare(config, folder, ranks, say, build)
+        run = prepare(config, folder, ranks, speaker(console), build)
         if ranks.first:
             save_settings(config, folder)
-        with RunLog(folder, config.epochs, run.steps_per_epoch, run.step, ranks.first) as log:
+        with RunLog(folder, console, config.epochs, run.epoch, run.steps, run.step) as log:
             log.say(run.summary())
             _train(run, log, stop)
     return folder
@@ -94,9 +94,12 @@ def _train_epoch(run: Run, log: RunLog, stop: Callable[[], bool]) -> bool:
     return True
 
 
-def train_step(run: Run, batch, share: slice) -> None:
+def train_step(run: Run, batch: CropBatch, share: slice) -> None:
+    """One update of the weights and of their average, by this rank's `share` of the batch; adds the loss to the run's.
+
+    TrainingStopped when another rank is gone."""
     step, config = run.step, run.config
-    set_learning_rate(run.optimiser, learning_rate(config, step, config.epochs * run.steps_per_epoch))
+    set_learning_rate(run.optimiser, learning_rate(config, step, run.steps))
     run.loss += run.compute(batch, _mix_seed(config.seed, step), run.batch_size, share)
     run.averaged.update(step)
     run.done += 1
@@ -118,9 +121,8 @@ def _finish_epoch(run: Run, log: RunLog) -> None:
     run.epoch, run.done = run.epoch + 1, 0
     run.loss.zero_()
     nme = _measure(run, log)
-    measured = "nme_held_out" if run.faces.holds_out else "nme_training"
     rate = float(run.optimiser.param_groups[0]["lr"])
-    log.record(epoch=run.epoch, loss=loss, **{measured: nme}, learning_rate=rate)
+    log.record(epoch=run.epoch, loss=loss, **{run.faces.measure: nme}, learning_rate=rate)
     better = nme < run.best or not run.faces.holds_out
     if better:
         run.best = nme
@@ -150,9 +152,9 @@ def _measure(run: Run, log: RunLog) -> float:
 
 def _ending(run: Run, log: RunLog, seconds: float, faces: int) -> dict[str, str]:
     """What a finished run has to say."""
-    measured, name = ("nme_held_out", "held-out") if run.faces.holds_out else ("nme_training", "training")
+    name = "held-out" if run.faces.holds_out else "training"
     device, rows = run.compute.device, {}
-    rows["last epoch"] = f"NME {float(log.rows[-1][measured]):.2f} % on {len(run.faces.measured)} {name} faces"
+    rows["last epoch"] = f"NME {float(log.rows[-1][run.faces.measure]):.2f} % on {len(run.faces.measured)} {name} faces"
     rows["best epoch"] = f"NME {run.best:.2f} %: {run.folder / WEIGHTS['best']}"
     rows["time"] = f"{seconds / 60:.1f} min, {faces / seconds:.1f} images/s with what is done between epochs"
     if device.type == "cuda":

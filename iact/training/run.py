@@ -43,6 +43,11 @@ class RunFaces:
     measured_faces: Faces
     holds_out: bool
 
+    @property
+    def measure(self) -> str:
+        """What the log calls the error on the measured faces."""
+        return "nme_held_out" if self.holds_out else "nme_training"
+
 
 @dataclass
 class Run:
@@ -72,6 +77,11 @@ class Run:
     @property
     def steps_per_epoch(self) -> int:
         return len(self.faces.train) // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
 
     @property
     def step(self) -> int:

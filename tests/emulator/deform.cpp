@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "arrays.h"
 #include "emulator.h"
 
 // The lanes of the mask that give the same value.
@@ -45,22 +46,6 @@ void with_type(const std::string& dtype, int size, const Work& work) {
   if (dtype == "float32") return with_size(float());
   if (dtype == "bfloat16") return with_size(c10::BFloat16());
   return with_size(c10::Half());
-}
-
-template <typename T>
-emulator::Buffer<T> buffer(const char* name, const py::array& array) {
-  return {name, static_cast<const T*>(array.data()), static_cast<size_t>(array.nbytes()) / sizeof(T)};
-}
-
-template <typename T>
-emulator::Buffer<T> result(const char* name, const py::array& array) {
-  return {name, static_cast<size_t>(array.nbytes()) / sizeof(T)};
-}
-
-template <typename T>
-void take(const emulator::Buffer<T>& from, py::array& array) {
-  from.require_written();
-  from.copy_to(static_cast<T*>(array.mutable_data()));
 }
 
 // A problem: (B, H, W, heads, S), whether the offset is in float32, and its strides.

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "arrays.h"
 #include "emulator.h"
 
 #include "attention_kernels.h"
@@ -48,11 +49,6 @@ void with_type(const std::string& dtype, int size, const Work& work) {
   return with_size(c10::Half());
 }
 
-template <typename T>
-emulator::Buffer<T> buffer(const char* name, const py::array& array) {
-  return {name, static_cast<const T*>(array.data()), static_cast<size_t>(array.nbytes()) / sizeof(T)};
-}
-
 // shape: (B, H, W, heads, S); strides: of the offset, which is in float32 if `wide`. `skipped` is a line of the text
 // of the kernel, or 0.
 void run(const std::string& dtype, int size, std::array<int, 5> shape, bool wide, std::array<int64_t, 4> strides,
@@ -68,20 +64,19 @@ void run(const std::string& dtype, int size, std::array<int, 5> shape, bool wide
     const auto xs = buffer<T>("x", x), weights = buffer<T>("weight", weight);
     const auto offsets = buffer<char>("offset", offset);
     const auto biases = bias ? buffer<T>("bias", *bias) : emulator::Buffer<T>("bias", 0);
-    emulator::Buffer<T> result("out", static_cast<size_t>(out.nbytes()) / sizeof(T));
+    auto outs = result<T>("out", out);
     const size_t bytes = iact::map_bytes<T, d>(iact::map_rows(deform.pixels()));
     const auto launch = [&](auto s) {
       emulator::run({dim3(batch * heads), dim3(iact::kMapThreads), bytes, seed, hardware}, [&] {
         iact::deform_attention_kernel<T, d, s>(deform, attention, xs.data(), offsets.data(), weights.data(),
-                                               bias ? biases.data() : nullptr, result.data());
+                                               bias ? biases.data() : nullptr, outs.data());
       });
     };
     if (sets == 3)
       launch(std::integral_constant<int, 3>());
     else
       launch(std::integral_constant<int, 1>());
-    result.require_written();
-    result.copy_to(static_cast<T*>(out.mutable_data()));
+    take(outs, out);
   });
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <tuple>
 
+#include "arrays.h"
 #include "emulator.h"
 
 #include "deform_gradients.h"
@@ -46,22 +47,6 @@ void with_type(const std::string& dtype, int size, int sets, const Work& work) {
   if (dtype == "float32") return with_dtype(float());
   if (dtype == "bfloat16") return with_dtype(c10::BFloat16());
   return with_dtype(c10::Half());
-}
-
-template <typename T>
-emulator::Buffer<T> buffer(const char* name, const py::array& array) {
-  return {name, static_cast<const T*>(array.data()), static_cast<size_t>(array.nbytes()) / sizeof(T)};
-}
-
-template <typename T>
-emulator::Buffer<T> result(const char* name, const py::array& array) {
-  return {name, static_cast<size_t>(array.nbytes()) / sizeof(T)};
-}
-
-template <typename T>
-void take(const emulator::Buffer<T>& from, py::array& array) {
-  from.require_written();
-  from.copy_to(static_cast<T*>(array.mutable_data()));
 }
 
 emulator::Launch launch_of(const iact::GradientLaunch& launch, uint64_t seed) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "arrays.h"
 #include "emulator.h"
 
 #include "wing_kernels.h"
@@ -30,11 +31,6 @@ template <typename T, typename Work>
 auto with_count(bool vector, const Work& work) {
   if (vector) return work(std::integral_constant<int, 16 / sizeof(T)>());
   return work(std::integral_constant<int, 1>());
-}
-
-template <typename T>
-emulator::Buffer<T> buffer(const char* name, const py::array& array) {
-  return {name, static_cast<const T*>(array.data()), static_cast<size_t>(array.nbytes()) / sizeof(T)};
 }
 
 // The order of threads, and what the approximate instructions make of their arguments.

@@ -1,10 +1,9 @@
 """Attention on a GPU: against the definition in float64 and PyTorch's own, the same bits again and again, in a captured
 graph, with no wait."""
 
-import os
-
 import pytest
 import torch
+from graphs import captured
 from torch.nn.functional import scaled_dot_product_attention
 
 from iact.ops import attention
@@ -130,18 +129,10 @@ def test_the_same_bits_twenty_times_and_for_an_image_alone(dtype, small):
     assert all(torch.equal(a, b[1:2]) for a, b in zip(alone, first, strict=True))
 
 
-@pytest.mark.skipif("PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ, reason="capturing needs the caching allocator")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_captured_in_a_graph(dtype):
     tensors, others = make((4, 2, 256, 64), dtype), make((4, 2, 256, 64), dtype, spread=0.5)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run(*tensors)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run(*tensors)
+    graph, results = captured(lambda: run(*tensors))
     for tensor, other in zip(tensors, others, strict=True):
         tensor.copy_(other)
     graph.replay()

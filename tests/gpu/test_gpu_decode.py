@@ -3,6 +3,7 @@
 import pytest
 import torch
 from decode_cases import DTYPES, LAYOUTS, METHODS, check, laid_out, odd_heatmaps, random_heatmaps
+from graphs import captured
 
 from iact import heatmaps as codec
 from iact import ops
@@ -92,13 +93,7 @@ def test_captured_in_a_graph_and_replayed(method):
     def decode():
         return ops.decode_heatmaps(maps, method=method, to_image=to_image)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        decode()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = decode()
+    graph, results = captured(decode)
     for seed in (1, 2):
         maps.copy_(random_heatmaps((4, 68, 64, 64), seed=seed))
         graph.replay()

@@ -1,10 +1,9 @@
 """`deform_qkv`, and the whole attention by one kernel, on a GPU: against float64, torchvision and each other, the same
 bits again and again, in a captured graph, no wait."""
 
-import os
-
 import pytest
 import torch
+from graphs import captured
 
 from iact.ops import deform, deform_attention, deform_qkv
 from iact.ops.reference import attention as attention_reference
@@ -177,7 +176,6 @@ def test_the_same_bits_twenty_times(sets, small):
         assert all(torch.equal(a, b) for a, b in zip(run(tensors, 2), first, strict=True))
 
 
-@pytest.mark.skipif("PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ, reason="capturing needs the caching allocator")
 def test_captured_in_a_graph():
     tensors = case((4, 2, 48, 16, 16, 3), torch.bfloat16)
     grads = [torch.randn(4, 2, 256, 48, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
@@ -187,14 +185,7 @@ def test_captured_in_a_graph():
         outputs = deform_qkv(*leaves, heads=2)
         return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step()
+    graph, results = captured(step)
     for seed in (5, 6):
         for t, new in zip(tensors, case((4, 2, 48, 16, 16, 3), torch.bfloat16, seed=seed), strict=True):
             t.copy_(new)
@@ -275,15 +266,10 @@ def test_one_kernel_gives_the_same_bits_twenty_times_for_any_layout(sets, dtype,
         assert torch.equal(by_one_kernel((x, offset, weight, bias), 8), first)
 
 
-@pytest.mark.skipif("PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ, reason="capturing needs the caching allocator")
 def test_one_kernel_captured_in_a_graph():
     shape = (4, 8, 48, 8, 8, 3)
     tensors = attention_case(shape, torch.bfloat16)
-    deform_attention(*tensors, heads=8)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = deform_attention(*tensors, heads=8)
+    graph, result = captured(lambda: deform_attention(*tensors, heads=8))
     for seed in (5, 6):
         for t, new in zip(tensors, attention_case(shape, torch.bfloat16, seed=seed), strict=True):
             t.copy_(new)

@@ -1,9 +1,8 @@
 """The losses on a GPU: against the reference, the same bits again and again, in a captured graph, with no wait."""
 
-import os
-
 import pytest
 import torch
+from graphs import captured
 
 from iact import ops
 from iact.heatmaps import encode_heatmaps
@@ -113,7 +112,6 @@ def test_gradient_reaches_the_prediction_and_survives_retain_graph(dtype, by):
     assert (last.double() - by * expected).norm() < 5e-3 * by * expected.norm()
 
 
-@pytest.mark.skipif("PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ, reason="capturing needs the caching allocator")
 def test_captured_in_a_graph_that_draws_anew():
     pred, points, visible = to_gpu(*case((4, 68, 64, 64), torch.bfloat16, torch.channels_last))
     pred.requires_grad_()
@@ -123,13 +121,7 @@ def test_captured_in_a_graph_that_draws_anew():
         loss = ops.heatmap_loss(pred, points, visible, seed=seed)
         return loss, torch.autograd.grad(loss, pred)[0]
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step()
+    graph, results = captured(step)
     for value in (5, 6):
         seed.fill_(value)
         graph.replay()

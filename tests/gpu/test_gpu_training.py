@@ -1,28 +1,26 @@
 """Training on a GPU: CUDA graphs against the eager step, what cannot be captured, resuming on another device."""
 
-import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_training import MINIATURE, QUICK
+from run_folders import rows
+from small_training import QUICK
 
 from iact import training
-from iact.model import SIZES
 from iact.training.capture import WARM_UP, Captured
 
+pytestmark = [
+    pytest.mark.usefixtures("miniature"),
+    pytest.mark.skipif("IACT_SMALL_TESTS" in os.environ, reason="whole trainings are no small tests"),
+]
 ON_GPU = replace(QUICK, device="cuda", synthetic_faces=44, learning_rate=1e-4, coordinate_weight=0.0)
 
 
-@pytest.fixture(autouse=True)
-def miniature(monkeypatch):
-    monkeypatch.setitem(SIZES, "iact_t", MINIATURE)
-
-
 def _losses(folder: Path) -> torch.Tensor:
-    with (folder / "log.csv").open() as file:
-        return torch.tensor([float(row["loss"]) for row in csv.DictReader(file)])
+    return torch.tensor([float(row["loss"]) for row in rows(folder)])
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
