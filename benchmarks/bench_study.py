@@ -9,9 +9,13 @@ on after an interruption; more --seeds or other variants with --only join what i
 
 import json
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import starmap
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +27,16 @@ sys.path.insert(0, str(ROOT))
 
 from studies import OURS, StudyName, Variant, choose  # noqa: E402
 from study_report import MOST_CURVES, curves_of, plot_curves, summarise, table  # noqa: E402
-from study_training import drawn_config, folder_of, read_held_out, read_log, speed, train_variant  # noqa: E402
+from study_training import (  # noqa: E402
+    HeldOut,
+    drawn_config,
+    folder_of,
+    read_held_out,
+    read_log,
+    speed,
+    train_drawn,
+    train_variant,
+)
 
 from iact.__main__ import run  # noqa: E402
 from iact.config import DataName, OptionalPath, TrainConfig  # noqa: E402
@@ -64,7 +77,9 @@ class Settings:
     device: str = "auto"
     amp: Precision = "auto"
     threads: int = 0
-    """CPU threads; 0 leaves the choice to PyTorch."""
+    """CPU threads of a training; 0 leaves the choice to PyTorch."""
+    workers: int = 1
+    """Trainings at a time. On a CPU two of one thread each get more done than one of two."""
 
     @property
     def name(self) -> str:
@@ -81,8 +96,9 @@ class Settings:
 
 
 def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
-    if settings.seeds < 1 or settings.epochs < 1:
-        raise InputError(f"expected at least 1 seed and 1 epoch, got {settings.seeds} and {settings.epochs}")
+    for name in ("seeds", "epochs", "workers"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name}: expected at least 1, got {getattr(settings, name)}")
     if not settings.table:
         carry_out(settings)
     result = read_result(settings.path)
@@ -103,13 +119,31 @@ def carry_out(settings: Settings) -> None:
     done = {(row["variant"], row["seed"]) for row in rows}
     todo = [(v, seed) for seed in range(settings.seeds) for v in chosen if (v.name, seed) not in done]
     place = settings.out / "runs" / settings.name
-    announce(todo, rows, replace(config, out=place / "trial"), held_out.trained_on)
-    for variant, seed in todo:
-        print(f"\n{variant.name}, seed {seed}", flush=True)
-        folder = folder_of(variant, seed, place)
-        rows += train_variant(variant, replace(config, seed=seed, out=folder), held_out)
+    announce(todo, rows, replace(config, out=place / "trial"), held_out.trained_on, settings.workers)
+    if any(variant.from_drawn for variant, _ in todo):
+        train_drawn(replace(config, out=place / "trial"))  # before several workers want it
+    configs = [replace(config, seed=seed, out=folder_of(variant, seed, place)) for variant, seed in todo]
+    jobs = [(variant, one, held_out) for (variant, _), one in zip(todo, configs, strict=True)]
+    for (_, one, _), found in zip(jobs, trained(jobs, settings.workers), strict=True):
+        rows += found
         write(settings, begun, rows)
-        shutil.rmtree(folder)  # checkpoints of all trainings together would fill a disk
+        shutil.rmtree(one.out)  # checkpoints of all trainings together would fill a disk
+
+
+def trained(jobs: list[tuple[Variant, TrainConfig, HeldOut]], workers: int) -> Iterator[list[dict]]:
+    """The rows of each training, in order; so many processes share them, which end with this one."""
+    if workers == 1:
+        yield from starmap(train_aloud, jobs)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves the block below, which ends the workers
+    with get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+        for waiting in [pool.apply_async(train_aloud, job) for job in jobs]:
+            yield waiting.get()
+
+
+def train_aloud(variant: Variant, config: TrainConfig, held_out: HeldOut) -> list[dict]:
+    print(f"\n{variant.name}, seed {config.seed}", flush=True)
+    return train_variant(variant, config, held_out)
 
 
 def describe(config: TrainConfig) -> dict:
@@ -156,7 +190,9 @@ def write(settings: Settings, begun: dict, rows: list[dict]) -> None:
     write_atomically(settings.path, partial(write_result, result=result, rows=rows))
 
 
-def announce(todo: list[tuple[Variant, int]], rows: list[dict], config: TrainConfig, trained_on: int) -> None:
+def announce(
+    todo: list[tuple[Variant, int]], rows: list[dict], config: TrainConfig, trained_on: int, workers: int
+) -> None:
     """Says how long it will take, by the speed of what was trained before or of one epoch of each other network."""
     speeds = {row["network"]: row["faces_per_second"] for row in rows if "faces_per_second" in row}
     for variant, _ in todo:
@@ -170,7 +206,8 @@ def announce(todo: list[tuple[Variant, int]], rows: list[dict], config: TrainCon
     if any(variant.from_drawn for variant, _ in todo) and len(read_log(drawn.out)) < drawn.epochs:
         extra = drawn.epochs * drawn.synthetic_faces
         faces, seconds = faces + extra, seconds + extra / speeds[OURS]
-    print(f"trainings: {len(todo)}, faces to see: {faces:,}, minutes of training: about {seconds / 60:.0f}", flush=True)
+    minutes = f"minutes of training: about {seconds / 60:.0f}, by {workers} workers"
+    print(f"trainings: {len(todo)}, faces to see: {faces:,}, {minutes}", flush=True)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def test_a_training_that_was_stopped_goes_on(study, tmp_path, trained, monkeypat
         ({"learning_rate": 1e-3}, "begun with learning_rate 0.002, got 0.001"),
         ({"synthetic_faces": 21}, "begun with synthetic_faces 20, got 21"),
         ({"only": ("nonsense",)}, "expected some of default, feature_attention=False, .*got 'nonsense'"),
-        ({"seeds": 0}, "at least 1 seed"),
+        ({"seeds": 0}, "seeds: expected at least 1, got 0"),
+        ({"workers": 0}, "workers: expected at least 1, got 0"),
         ({"hold_out": 0.0}, "none to measure with"),
     ],
 )
@@ -174,7 +175,7 @@ def test_the_same_weights_are_measured_in_other_ways(tmp_path, trained, capsys):
     assert len({tuple(row["errors"]) for row in rows.values()}) == 4
     assert all(row["against"] == "default" for name, row in rows.items() if name != "default")
     assert [config.epochs for config in trained] == [1, 2]  # the first to see how long it takes
-    assert "trainings: 1, faces to see: 32, minutes of training: about 0\n" in capsys.readouterr().out
+    assert "trainings: 1, faces to see: 32, minutes of training: about 0, by 1 workers\n" in capsys.readouterr().out
 
 
 def test_errors_are_those_of_the_predictor():
