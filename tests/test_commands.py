@@ -180,7 +180,7 @@ def test_help_names_plain_flags(program):
 
 def config_of(*arguments: object):
     """The settings with which `iact train` would start."""
-    with patch.object(commands, "run_training") as run_training:
+    with patch.object(commands.training, "run_training") as run_training:
         assert iact("train", *arguments).code == 0
     return run_training.call_args.args[0]
 
@@ -202,7 +202,7 @@ def test_a_run_that_cannot_go_on_ends_in_1_and_an_interrupt_in_130():
         (TrainingStopped("no number"), 1, "no number"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ):
-        with patch.object(commands, "run_training", side_effect=error):
+        with patch.object(commands.training, "run_training", side_effect=error):
             ended = iact("train")
         assert (ended.code, ended.err) == (code, f"error: {sentence}\n")
 

@@ -213,7 +213,7 @@ def test_start_from_another_model_is_refused(name, switches, miniature, tmp_path
 
 def test_the_command_line_has_every_setting(monkeypatch):
     seen = []
-    monkeypatch.setattr(commands, "run_training", seen.append)
+    monkeypatch.setattr(commands.training, "run_training", seen.append)
     wanted = replace(QUICK, hold_out=0.0, start_from=Path("a b"), loss="mse", resume=True)
     monkeypatch.setattr(sys, "argv", ["train", *command(wanted), "--augmentation.flip", "0.25"])
     with pytest.raises(SystemExit):
@@ -223,7 +223,7 @@ def test_the_command_line_has_every_setting(monkeypatch):
 
 def test_flags_win_over_the_paper_recipe(monkeypatch):
     seen = []
-    monkeypatch.setattr(commands, "run_training", seen.append)
+    monkeypatch.setattr(commands.training, "run_training", seen.append)
     monkeypatch.setattr(sys, "argv", ["train", "--recipe", "paper", "--epochs", "7"])
     with pytest.raises(SystemExit):
         run_program(commands.train)

@@ -1,96 +1,24 @@
-"""The programs behind `iact ...` and `scripts/`: arguments in, files and a short report out."""
+"""`iact predict`."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from iact.checkpoint import find_weights, load_weights
-from iact.config import DataName, OptionalPath, TrainConfig
-from iact.data import read_faces
-from iact.data.check import check_dataset
-from iact.data.crops import cut_faces
 from iact.data.faces import ImageFile
 from iact.errors import InputError
-from iact.evaluation import Protocol, Report, evaluate_predictions, format_report, write_report
 from iact.files import write_atomically
-from iact.geometry import CROP_MARGIN
-from iact.inference import Precision, find_device, find_precision, predict_crops
+from iact.inference import Precision
 from iact.plots import draw_landmarks, save_image
 from iact.predictor import PredictedFace, Predictor
-from iact.training import train as run_training
 
 Box = Annotated[tuple[float, float, float, float] | None, tyro.conf.arg(metavar="X0 Y0 X1 Y1")]
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-
-
-def train(
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")],
-    recipe: Literal["default", "paper"] = "default",
-) -> None:
-    """Train a model. With no arguments: drawn faces, the smallest model, a few minutes on two CPU cores.
-
-    Args:
-        recipe: Where the settings below start from; flags win over it. "paper" is the paper's letter."""
-    run_training(config)
-
-
-def evaluate(
-    weights: Path,
-    out: Path,
-    data: DataName = "synthetic",
-    root: OptionalPath = None,
-    split: str = "test",
-    flip_test: bool = False,
-    device: str = "auto",
-    amp: Precision = "auto",
-) -> None:
-    """Measure a model on a split; writes metrics.json, per_face.csv, a CED curve and errors per landmark.
-
-    Args:
-        weights: A weights file or a run folder.
-        out: The folder to write.
-        data: The data set.
-        root: Its folder, as it was downloaded.
-        split: 300w: common, challenging, full or a part such as helen/testset; wflw: test or a subset; cofw: test.
-        flip_test: Average with the mirrored picture.
-        device: auto, cpu or cuda.
-        amp: Precision of the network."""
-    report = measure(find_weights(weights), data, root, split, flip_test=flip_test, device=device, amp=amp)
-    write_report(report, out)
-    print(format_report(report))
-
-
-def measure(
-    weights: Path, data: str, root: Path | None, split: str, *, flip_test: bool, device: str, amp: Precision
-) -> Report:
-    """The report on a weights file's predictions for a split. InputError when they name other landmarks."""
-    model, description = load_weights(weights)
-    faces = read_faces(data, root, split, layout=description.layout, count=200)
-    if faces.layout.name != description.layout.name:
-        raise InputError(
-            f"{weights}: predicts {description.layout.num_landmarks} landmarks ({description.layout.name}), "
-            f"but {data} has {faces.layout.num_landmarks}"
-        )
-    target = find_device(device)
-    crops = cut_faces(faces, model.config.input_size, CROP_MARGIN)
-    settings = {"sigma": description.sigma, "flip_test": flip_test, "dtype": find_precision(amp, target)}
-    predicted, _ = predict_crops(model.to(target), crops, faces.layout, **settings)
-    chosen = f"chosen on {description.chosen_on}" if description.chosen_on else "the last, chosen on nothing"
-    protocol = Protocol.of(
-        faces,
-        data_set=data,
-        box_rule=f"ground-truth landmarks x {CROP_MARGIN}",
-        flip_test=flip_test,
-        weights=f"{weights} (epoch {description.epoch}, {chosen})",
-    )
-    return evaluate_predictions(predicted, faces, protocol)
 
 
 def predict(
@@ -179,23 +107,3 @@ def _face_json(face: PredictedFace) -> dict:
         "landmarks": face.landmarks.round(3).tolist(),
         "scores": face.scores.round(4).tolist(),
     }
-
-
-def check(data: Literal["300w", "wflw", "cofw"], root: Path, sheet: Path = Path("contact_sheet.png")) -> int:
-    """Check the official files of a data set; exit code 1 when there are problems.
-
-    Args:
-        data: The data set.
-        root: The folder that holds its official files.
-        sheet: The contact sheet (PNG) to write: faces with their landmarks."""
-    return 1 if check_dataset(data, root, sheet, Console()).problems else 0
-
-
-def info() -> None:
-    """Say what was built and which backend each op will use here."""
-    from iact.ops.info import report
-
-    table = Table(show_header=False, box=None)
-    for name, value in report().items():
-        table.add_row(name, value)
-    Console().print(table)
