@@ -42,6 +42,8 @@ class TrainConfig:
     """Attention: the paper's, or with linear projections as in ViT or in DETR (Table 5)."""
     offsets: Literal["separate", "shared"] = "separate"
     """A set of sampling offsets for each of Q, K and V, or one for all."""
+    heatmap_stride: Literal[1, 2, 4] = 4
+    """Input px of a heatmap px: the paper's 4, or finer heatmaps."""
     feature_attention: bool = True
     """Exchange features between the branches (Table 6)."""
     channel_attention: bool = True

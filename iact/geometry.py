@@ -78,14 +78,15 @@ def _compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return linear
 
 
-def warp(images: torch.Tensor, matrices: torch.Tensor, size: int) -> torch.Tensor:
+def warp(images: torch.Tensor, matrices: torch.Tensor, size: int, change: torch.Tensor | None = None) -> torch.Tensor:
     """Pictures [B, C, size, size] sampled bilinearly from images [B, C, H, W]; the surroundings are mirrored in.
 
-    `matrices` [B, 2, 3] map *output* px to *input* px."""
+    `matrices` [B, 2, 3] map *output* px to *input* px; `change` [B, size, size, 2], in input px, is subtracted."""
     height, width = images.shape[-2:]
     ramp = torch.arange(size, dtype=torch.float32, device=images.device)
     pixels = torch.stack(torch.meshgrid(ramp, ramp, indexing="xy"), dim=-1).reshape(1, -1, 2)
     source = transform_points(pixels, matrices.float()).reshape(-1, size, size, 2)
+    source = source if change is None else source - change
     x, y = source.unbind(-1)
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="reflection", align_corners=False)

@@ -70,20 +70,30 @@ def dilated_weight(heatmaps: torch.Tensor, factor: float, threshold: float = 0.2
 
 
 def window_mean(heatmaps: torch.Tensor, centre: torch.Tensor, radius: int) -> torch.Tensor:
-    """The mean position [B, K, 2], weighted by the non-negative values within `radius` of centre [B, K, 2].
+    """The mean position [B, K, 2], weighted by the non-negative values within `radius` of the pixels centre [B, K, 2].
 
     Differentiable with respect to the heatmaps. Where nothing in the window is positive, or a sum overflows, it is the
     centre itself."""
     height, width = heatmaps.shape[-2:]
-    x = torch.arange(width, device=heatmaps.device) - centre[..., 0, None]
-    y = torch.arange(height, device=heatmaps.device) - centre[..., 1, None]
-    inside = (y.abs() <= radius)[..., :, None] & (x.abs() <= radius)[..., None, :]
-    values = torch.where(inside, heatmaps.float(), 0).clamp(min=0)
+    radius = min(radius, max(height, width))
+    steps = torch.arange(-radius, radius + 1, device=heatmaps.device)
+    x, y = (centre.long()[..., axis, None] + steps for axis in (0, 1))  # [B, K, 2 * radius + 1]
+    inside = ((y >= 0) & (y < height))[..., :, None] & ((x >= 0) & (x < width))[..., None, :]
+    index = y.clamp(0, height - 1)[..., :, None] * width + x.clamp(0, width - 1)[..., None, :]
+    values = _pick(heatmaps, index.flatten(2)).reshape(index.shape).float()  # the rest is never read
+    values = torch.where(inside, values, 0).clamp(min=0)
     along_x, along_y = values.sum(-2), values.sum(-1)
     total = along_x.sum(-1)
-    moment = torch.stack([(along_x * x).sum(-1), (along_y * y).sum(-1)], dim=-1)
+    moment = torch.stack([(along_x * steps).sum(-1), (along_y * steps).sum(-1)], dim=-1)
     offset = moment / total.clamp(min=1e-12)[..., None]
     return centre.float() + torch.where((total[..., None] > 1e-12) & offset.isfinite(), offset, 0)
+
+
+def _pick(heatmaps: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The pixels [B, K, N] of those indices. Their gradient is laid out in memory as the heatmaps are."""
+    if heatmaps.is_contiguous(memory_format=torch.channels_last):
+        return heatmaps.permute(0, 2, 3, 1).flatten(1, 2).gather(1, index.transpose(1, 2)).transpose(1, 2)
+    return heatmaps.flatten(2).gather(2, index)
 
 
 def brightest_pixel(heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,7 +40,7 @@ def coordinate_loss(
 
     The decoding is the window mean of inference, differentiated at a fixed window. "smooth_l1" has its knee at 0.3
     heatmap px; "wing" has the published 10 and 2 px of a 256 px input, which are 2.5 and 0.5 heatmap px."""
-    peak, _ = codec.brightest_pixel(pred.detach())
+    peak, _ = ops.decode_heatmaps(pred.detach(), method="argmax")
     decoded = codec.window_mean(pred, peak, radius)
     if kind == "wing":
         error = wing_loss(decoded, landmarks, width=2.5, curvature=0.5)

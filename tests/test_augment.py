@@ -7,6 +7,7 @@ import torch
 from iact.data.augment import NUMBERS, Augmentation, Batch, Chance, augment
 from iact.data.crops import TRAINING_MARGIN, Crops, cut_faces, training_size
 from iact.data.faces import Face, Faces, ImageFile
+from iact.data.shapes import ShapeModes, fit_shape_modes
 from iact.errors import InputError
 from iact.geometry import CROP_MARGIN, landmark_box
 from iact.layouts import COFW
@@ -34,6 +35,12 @@ def _dot_crops(count: int) -> Crops:
     )
 
 
+def _shapes(crops: Crops) -> ShapeModes:
+    """Those of faces whose landmarks lie about a tenth of the face away from these."""
+    noise = torch.randn(200, 29, 2, generator=torch.Generator().manual_seed(0))
+    return fit_shape_modes(crops.landmarks[:1] + 0.05 * SIZE * noise, COFW)
+
+
 def _augmented(crops: Crops, count: int, settings: Augmentation, seed: int, first: int = 0) -> Batch:
     """The first `count` crops from `first` on, as the batch of that seed has them."""
     numbers = torch.rand(len(crops), NUMBERS, generator=torch.Generator().manual_seed(seed))
@@ -46,6 +53,7 @@ def _augmented(crops: Crops, count: int, settings: Augmentation, seed: int, firs
         size=SIZE,
         layout=COFW,
         settings=settings,
+        shapes=_shapes(crops) if settings.shape else None,
         numbers=numbers[own],
     )
 
@@ -69,6 +77,20 @@ def test_landmarks_follow_the_picture_through_every_change_of_geometry():
     batch = _augmented(_dot_crops(24), 24, settings, seed=3)
     errors = _centroid_errors(batch)
     assert len(errors) > 500 and errors.mean() < 0.1
+
+
+def test_landmarks_follow_the_picture_that_is_bent_to_another_shape():
+    plain = _augmented(_dot_crops(24), 24, NOTHING, seed=3)
+    turned = dataclasses.replace(NOTHING, flip=0.5, rotation=14, scale=0.1, shape=1.0)
+    still = _augmented(_dot_crops(24), 24, dataclasses.replace(turned, shape=0.0), seed=3)
+    batch = _augmented(_dot_crops(24), 24, turned, seed=3)
+    moved = (batch.landmarks - still.landmarks).norm(dim=-1)
+    assert moved.mean() > 0.5 and (moved.mean(1) > 0.1).all()
+    errors = _centroid_errors(batch)
+    assert len(errors) > 500 and errors.mean() < 0.15 and errors.mean() < _centroid_errors(plain).mean() + 0.1
+    half = _augmented(_dot_crops(24), 24, dataclasses.replace(turned, shape=0.5), seed=3)
+    kept = (half.landmarks - still.landmarks).abs().amax((1, 2)) < 1e-3
+    assert 4 < kept.sum() < 20
 
 
 def test_without_change_the_batch_is_the_evaluation_crop():

@@ -11,10 +11,11 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from iact.data.shapes import MODES, SPREAD, ShapeModes, bend_points, bending, enlarged, random_change
 from iact.geometry import CROP_MARGIN, transform_points, warp
 from iact.layouts import Layout
 
-NUMBERS = 28  # that a picture uses up
+NUMBERS = 29 + MODES  # that a picture uses up
 CUT = 2.8  # standard deviations at which normal numbers are cut
 
 
@@ -32,6 +33,7 @@ class Augmentation:
     grey: float = 0.2
     blur: float = 0.25
     noise: float = 0.2
+    shape: float = 0.0  # probability of another shape of the face, the picture bent to it
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,23 @@ def augment(
     size: int,
     layout: Layout,
     settings: Augmentation,
+    shapes: ShapeModes | None,
     numbers: torch.Tensor,
 ) -> Batch:
     """Crops uint8 [B, 3, S, S] of that margin, landmarks [B, K, 2] in crop px, as the network's input of `size` px.
 
-    `numbers` [B, NUMBERS] from 0 to below 1, on the device of the pictures, decide everything."""
+    `numbers` [B, NUMBERS] from 0 to below 1, on the device of the pictures, decide everything; `shapes`, where faces
+    change theirs, say how they do."""
     chance = Chance(numbers)
     flipped = chance.happens(settings.flip)
     to_crop = _random_maps(chance, flipped, pictures.shape[-1] / margin, pictures.shape[-1], size, settings)
-    warped = warp(pictures.float(), to_crop, size)
-    landmarks = transform_points(landmarks, _invert(to_crop))
+    inverse, change = _invert(to_crop), _shape_change(chance, landmarks, shapes, settings.shape)
+    if change is None:
+        warped, landmarks = warp(pictures.float(), to_crop, size), transform_points(landmarks, inverse)
+    else:
+        field = bending(transform_points(landmarks + change, inverse), change, size)
+        warped = warp(pictures.float(), to_crop, size, enlarged(field, size))
+        landmarks = bend_points(field, landmarks, inverse, size)
     mirror, straight = _orders(layout.mirror, pictures.device)
     order = torch.where(flipped[:, None], mirror, straight)
     landmarks = landmarks.gather(1, order[..., None].expand(-1, -1, 2))
@@ -113,6 +122,15 @@ def _random_maps(
     centre = shift * size + (size - 1) / 2
     offset = (crop_side - 1) / 2 - (linear * centre[:, None]).sum(-1, keepdim=True)
     return torch.cat([linear, offset], dim=-1)
+
+
+def _shape_change(
+    chance: Chance, landmarks: torch.Tensor, shapes: ShapeModes | None, probability: float
+) -> torch.Tensor | None:
+    """How far each landmark [B, K, 2] is to move, or None where faces keep their shapes."""
+    chosen = chance.happens(probability)
+    amounts = torch.stack([chance.normal(SPREAD) for _ in range(MODES)], dim=-1)
+    return None if shapes is None else random_change(landmarks, shapes, amounts * chosen[:, None])
 
 
 def _invert(maps: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ class ModelConfig:
     """The numbers of a model and the switches of the paper's ablations (Tables 5 and 6)."""
 
     num_landmarks: int = 98
-    input_size: int = 256  # px; the heatmaps are `stride` times smaller
+    input_size: int = 256  # px
+    stride: int = 4  # input px of a heatmap px
     stem: int = 64
     channels: int = 48  # of the C-feature maps; the T-feature maps have 2, 4 and 8 times as many
     conv_modules: int = 4  # of each Convolution stage
@@ -34,14 +35,12 @@ class ModelConfig:
         for name, known in (("block", get_args(BlockKind)), ("offsets", get_args(OffsetSets))):
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.stride not in (1, 2, 4):
+            raise InputError(f"stride: expected 1, 2 or 4 input px of a heatmap px, got {self.stride!r}")
 
     @property
     def widths(self) -> tuple[int, int, int]:
         return (2 * self.channels, 4 * self.channels, 8 * self.channels)
-
-    @property
-    def stride(self) -> int:
-        return 4
 
     @property
     def heatmap_size(self) -> int:
@@ -81,16 +80,18 @@ class Exchange(nn.Module):
 
 
 class Head(nn.Sequential):
-    """The C-feature map [B, C, H, W] and the fused maps of lower resolution to K heatmaps [B, K, H, W].
+    """The C-feature map [B, C, H, W] and the fused maps of lower resolution to K heatmaps [B, K, H, W], or finer ones
+    where the configuration says so: then each pixel of the last convolution holds a square of them.
 
     By definition all maps are brought to the highest resolution and concatenated before the first convolution. That is
     1x1, so each map may as well go through its part of it first: the same sums, with a seventh of the work."""
 
     def __init__(self, config: ModelConfig):
         self.widths = [config.channels, *config.widths]
+        self.finer = 4 // config.stride
         super().__init__(
             ConvBlock(sum(self.widths), config.head, kernel=1),
-            nn.Conv2d(config.head, config.num_landmarks, 1),
+            nn.Conv2d(config.head, config.num_landmarks * self.finer**2, 1),
         )
 
     def forward(self, c_map: torch.Tensor, fused: list[torch.Tensor]) -> torch.Tensor:
@@ -99,11 +100,12 @@ class Head(nn.Sequential):
         features = F.conv2d(c_map, own, first.bias)
         for weight, m in zip(weights, fused, strict=True):
             features = add_raised(features, F.conv2d(m, weight))
-        return last(activate(normalise(features)))
+        heatmaps = last(activate(normalise(features)))
+        return F.pixel_shuffle(heatmaps, self.finer) if self.finer > 1 else heatmaps
 
 
 class IACT(nn.Module):
-    """Pictures [B, 3, S, S], normalised by `normalise`, to heatmaps [B, K, S / 4, S / 4]."""
+    """Pictures [B, 3, S, S], normalised by `normalise`, to heatmaps [B, K, S / stride, S / stride]."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

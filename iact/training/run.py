@@ -15,6 +15,7 @@ from iact.data.cache import cached_crops
 from iact.data.crops import TRAINING_MARGIN, Crops, cut_faces, training_size
 from iact.data.faces import Face, Faces
 from iact.data.feed import Feed
+from iact.data.shapes import fit_shape_modes
 from iact.errors import InputError
 from iact.geometry import CROP_MARGIN
 from iact.inference import find_device, find_precision
@@ -153,6 +154,7 @@ def build_model(config: TrainConfig, num_landmarks: int) -> IACT:
         num_landmarks,
         block=config.block,
         offsets=config.offsets,
+        stride=config.heatmap_stride,
         feature_attention=config.feature_attention,
         channel_attention=config.channel_attention,
     )
@@ -178,6 +180,9 @@ def prepare(
     sides = hold_out(found, config.hold_out, FACES_SEED)
     model = build(config, found.layout.num_landmarks).to(device, memory_format=torch.channels_last)
     faces = _cut(found, *sides, model.config.input_size, config.cache, say)
+    shapes = None
+    if config.augmentation.shape:
+        shapes = fit_shape_modes(faces.split.landmarks[faces.train], found.layout).to(device)
     averaged = AveragedModel(model, config.ema_faces, config.batch_size)
     if config.recompute:
         recompute_blocks(model)
@@ -194,7 +199,7 @@ def prepare(
         averaged=averaged,
         optimiser=optimiser,
         dtype=dtype,
-        compute=Step(config, model, optimiser, faces.layout, faces.split.margin, dtype, ranks, say),
+        compute=Step(config, model, optimiser, faces.layout, faces.split.margin, shapes, dtype, ranks, say),
     )
     parts = ranks.count * config.accumulate
     if run.batch_size % parts:

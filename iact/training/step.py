@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from iact.config import TrainConfig
 from iact.data.augment import NUMBERS, augment
 from iact.data.feed import CropBatch
+from iact.data.shapes import ShapeModes
 from iact.geometry import to_heatmap
 from iact.heatmaps import round_by
 from iact.inference import autocast
@@ -33,12 +34,13 @@ class Step:
         optimiser: torch.optim.Optimizer,
         layout: Layout,
         margin: float,
+        shapes: ShapeModes | None,
         dtype: torch.dtype | None,
         ranks: Ranks,
         say: Callable[[str], None],
     ):
         self.config, self.model, self.optimiser, self.layout, self.margin = config, model, optimiser, layout, margin
-        self.dtype, self.ranks = dtype, ranks
+        self.shapes, self.dtype, self.ranks = shapes, dtype, ranks
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.gradients = flat_gradients(model)
@@ -81,6 +83,7 @@ class Step:
             size=size.input_size,
             layout=self.layout,
             settings=config.augmentation,
+            shapes=self.shapes,
             numbers=chance[:, :NUMBERS],
         )
         points = to_heatmap(batch.landmarks, size.stride)
