@@ -1,4 +1,4 @@
-"""The command line, `iact train | evaluate | predict | check-dataset | info`, and how every program ends."""
+"""The command line, `iact train | evaluate | predict | export | check-dataset | info`, and how every program ends."""
 
 import argparse
 import inspect
@@ -60,6 +60,7 @@ def main() -> None:
         "train": commands.train,
         "evaluate": commands.evaluate,
         "predict": commands.predict,
+        "export": commands.export,
         "check-dataset": commands.check,
         "info": commands.info,
     }

@@ -12,11 +12,13 @@ from safetensors.torch import save
 
 from iact.errors import InputError
 from iact.files import write_atomically
+from iact.layout_file import layout_fields, parse_layout
 from iact.layouts import LAYOUTS, Layout
 from iact.model import IACT, ModelConfig
 
 WEIGHTS = {"best": "best.safetensors", "last": "last.safetensors"}
 RESUME = "resume.pt"
+SHIPPED = Path(__file__).parent / "weights"  # a card beside each says what they are good for
 
 
 @dataclass(frozen=True)
@@ -32,24 +34,29 @@ class Description:
 
 
 def save_weights(path: Path, model: IACT, description: Description) -> None:
-    """Writes the model's weights, and the description in the file's header."""
-    text = json.dumps({**asdict(description), "layout": description.layout.name})
+    """Writes the model's weights, and the description in the file's header: a built-in layout by name, others whole."""
+    layout = description.layout
+    kept = layout.name if layout.name in LAYOUTS else layout_fields(layout)
+    text = json.dumps({**asdict(description), "layout": kept})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     data = save(state, metadata={"iact": text})  # not save_file: it hides what is wrong with a disk and the umask
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file that a path means: itself, or the best (else the last) of a run folder. InputError for none."""
-    candidates = [path / WEIGHTS["best"], path / WEIGHTS["last"]] if path.is_dir() else [path]
-    for candidate in candidates:
+    """The weights file that a path means: itself, the best (else the last) of a run folder, or weights that the package
+    brings along by their name, such as "iact-300w". InputError for none."""
+    in_folder = [path / WEIGHTS["best"], path / WEIGHTS["last"]] if path.is_dir() else [path]
+    for candidate in [*in_folder, SHIPPED / f"{path}.safetensors"]:
         if candidate.is_file():
             return candidate
-    raise InputError(f"{path}: no weights here (expected a .safetensors file or a run folder with {WEIGHTS['best']})")
+    names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
+    expected = f"a .safetensors file, a run folder with {WEIGHTS['best']}, or one of: {names or 'none'}"
+    raise InputError(f"{path}: no weights here (expected {expected})")
 
 
 def load_weights(path: Path) -> tuple[IACT, Description]:
-    """The model of a weights file or run folder, in evaluation mode, and its description. InputError if damaged."""
+    """The model that `find_weights` finds, in evaluation mode, and its description. InputError if damaged."""
     path = find_weights(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -73,7 +80,8 @@ def _parse(text: str, path: Path) -> tuple[Description, IACT]:
     try:
         fields = json.loads(text)
         numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in fields["model"].items()}
-        config, layout = ModelConfig(**numbers), LAYOUTS[fields["layout"]]
+        config, kept = ModelConfig(**numbers), fields["layout"]
+        layout = LAYOUTS[kept] if isinstance(kept, str) else parse_layout(kept, "layout")
         if config.num_landmarks != layout.num_landmarks or not fields["sigma"] > 0:
             raise ValueError(f"{config.num_landmarks} landmarks of layout {layout.name}, sigma {fields['sigma']}")
         return Description(**{**fields, "model": config, "layout": layout}), IACT(config)

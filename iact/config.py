@@ -10,7 +10,7 @@ from iact.data.augment import Augmentation
 from iact.heatmaps import SIGMA
 from iact.losses import CoordinateLoss, HeatmapLoss
 
-DataName = Literal["synthetic", "300w", "wflw", "cofw"]
+DataName = Literal["synthetic", "300w", "wflw", "cofw", "points"]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
@@ -24,9 +24,9 @@ class TrainConfig:
     """Settings of a training run."""
 
     data: DataName = "synthetic"
-    """Faces drawn by the program, or the data set below the root."""
+    """Faces drawn by the program, or the data set below the root; "points" is one of your own."""
     root: OptionalPath = None
-    """Folder of the data set as it was downloaded."""
+    """Folder of the data set as it was downloaded; for "points", of layout.json and a .csv for each split."""
     split: str = "train"
     """Part of the data set to train on."""
     hold_out: float = 0.05

@@ -1,6 +1,7 @@
 """Landmark layouts as data: how many points, which mirror which, what normalises an error, which lines to draw.
 
-Indices are 0-based and checked against the sources that the field uses (WFLW, 300W and COFW official files)."""
+Indices are 0-based and checked against the sources that the field uses (WFLW, 300W and COFW official files). Layouts of
+one's own are read from files by `layout_file`."""
 
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ from iact.errors import InputError
 class Layout:
     """One way of placing landmarks on a face.
 
-    `mirror[i]` is the landmark of the unflipped face that becomes landmark i when the picture is flipped. `left_pupil`
-    and `right_pupil` are landmarks whose mean is the pupil. `curves` are runs of landmarks to draw as lines; a closed
-    curve repeats its first landmark."""
+    `mirror[i]` is the landmark of the unflipped face that becomes landmark i when the picture is flipped. The distance
+    of `eye_corners`, the outer ones, is what errors are measured in. `left_pupil` and `right_pupil` are landmarks whose
+    mean is the pupil. `curves` are runs of landmarks to draw as lines; a closed curve repeats its first landmark.
+    `landmarks` are their names, none where the field knows them by index. `box_in_face` is where the square around the
+    landmarks lies in that around a whole face, 300W's: how far to the right and down, and how large, in its sides."""
 
     name: str
     num_landmarks: int
@@ -24,6 +27,13 @@ class Layout:
     left_pupil: tuple[int, ...]
     right_pupil: tuple[int, ...]
     curves: tuple[tuple[int, ...], ...]
+    landmarks: tuple[str, ...] = ()
+    box_in_face: tuple[float, float, float] = (0.0, 0.0, 1.0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the landmarks [K] are called; their indices where they have no names."""
+        return self.landmarks or tuple(map(str, range(self.num_landmarks)))
 
 
 def _run(first: int, last: int) -> tuple[int, ...]:

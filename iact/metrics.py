@@ -1,17 +1,19 @@
 """How wrong landmarks are: normalised mean error, failure rate, area under the error curve, and how sure one may be.
 
 NME and thresholds are in percent of the normaliser. NME is a mean *per face*: pooling the landmarks of all faces, as
-some do, gives another number as soon as faces count different landmarks."""
+some do, gives another number as soon as faces count different landmarks. A face that was not found has an infinite NME:
+failure rate, error curve and the area under it count it as a failure at any threshold."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
-from scipy.integrate import simpson
 
 from iact.errors import InputError
 from iact.layouts import Layout
 
 AUC_STEP = 0.01  # percent between two samples of the error curve: the field's 1e-4
+MOST_KEPT = 4096  # faces, of which the draws of a bootstrap are kept in memory
 LEAST_NORMALISER = 1e-3  # of the larger side of the landmark box, see `usable_normaliser`
 
 
@@ -62,23 +64,55 @@ def usable_normaliser(normaliser: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.isfinite(normaliser) & (normaliser > LEAST_NORMALISER * sides)
 
 
+def normalised_mean_flicker(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """How much a face's errors change from frame to frame: landmarks [T, K, 2] of T >= 2 frames in a row; in percent.
+
+    NMF = 100 sqrt(mean over t > 0 and k of (|r_tk - r_(t-1)k| / s_t)^2), where r = predicted - truth, and s_t is the
+    `box_size` of the truth (LDEQ, Micaelli et al. 2023, after its code, which divides s_t by 256: its numbers are 256
+    times ours). A constant error does not flicker. InputError when shapes differ, or a box has no area."""
+    predicted, truth = _check_landmarks(predicted, "predicted"), _check_landmarks(truth, "truth")
+    if predicted.shape != truth.shape or len(truth) < 2:
+        raise InputError(f"predicted: expected landmarks of 2 frames or more, as truth has, got {predicted.shape}")
+    changes = np.linalg.norm(np.diff(predicted - truth, axis=0), axis=-1)
+    return 100 * float(np.sqrt(np.mean((changes / _check_normaliser(box_size(truth), len(truth))[1:, None]) ** 2)))
+
+
 def ced(nme: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Cumulative error distribution: the share, 0 to 1, of faces with NME [N] up to each threshold [T] (percent)."""
-    return np.searchsorted(np.sort(_check_values(nme, "nme")), thresholds, side="right") / len(nme)
+    return np.searchsorted(np.sort(_check_errors(nme)), thresholds, side="right") / len(nme)
 
 
 def failure_rate(nme: np.ndarray, threshold: float) -> float:
     """Percent of faces whose NME [N] exceeds the threshold (percent)."""
-    return 100 * float(np.mean(_check_values(nme, "nme") > _check_threshold(threshold)))
+    return float(failures(nme, threshold).mean())
+
+
+def failures(nme: np.ndarray, threshold: float) -> np.ndarray:
+    """What each face [N] adds to the `failure_rate`, their mean: 100 where its NME exceeds the threshold, else 0."""
+    return 100.0 * (_check_errors(nme) > _check_threshold(threshold))
 
 
 def auc(nme: np.ndarray, threshold: float) -> float:
     """Area under the `ced` from 0 to the threshold over the threshold, 0 to 1, by Simpson's rule every 0.01 percent.
 
     `linspace`, because `arange(0, t + step, step)` runs past some thresholds: 16 percent, or 0.05 in shares."""
-    intervals = max(1, round(_check_threshold(threshold) / AUC_STEP))
-    thresholds = np.linspace(0, threshold, intervals + 1)
-    return float(simpson(ced(nme, thresholds), x=thresholds) / threshold)
+    return float(areas(nme, threshold).mean())
+
+
+def areas(nme: np.ndarray, threshold: float) -> np.ndarray:
+    """What each face [N] adds to the `auc`, which is their mean: the area under a curve that rises at its NME."""
+    thresholds, area_from = _steps(_check_threshold(threshold))
+    return area_from[np.searchsorted(thresholds, _check_errors(nme), side="left")]
+
+
+@lru_cache(maxsize=16)
+def _steps(threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """The samples [T] of the error curve; the area under one that rises from 0 to 1 at each, or never [T + 1]."""
+    intervals = 2 * max(1, round(threshold / AUC_STEP / 2))  # Simpson's rule wants an even number
+    weights = np.full(intervals + 1, 2.0)
+    weights[1::2], weights[[0, -1]] = 4, 1
+    area_from = np.cumsum(weights[::-1])[::-1] / (3 * intervals)
+    return np.linspace(0, threshold, intervals + 1), np.append(area_from, 0)
 
 
 def bootstrap_interval(
@@ -90,14 +124,26 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of a statistic of values [N], at `level` percent (Efron 1979).
 
-    It speaks for the choice of test faces alone, not for the luck of a training run."""
+    Of the differences of two systems on the same faces it is the paired bootstrap. It speaks for the choice of test
+    faces alone, not for the luck of a training run."""
     values = _check_values(values, "values")
     if not 0 < level < 100:
         raise InputError(f"level: expected percent between 0 and 100, got {level}")
-    generator = np.random.default_rng(seed)
-    statistics = [statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(resamples)]
+    if statistic is np.mean and len(values) <= MOST_KEPT:
+        statistics = _draws(len(values), resamples, seed) @ values / len(values)
+    else:
+        generator = np.random.default_rng(seed)
+        statistics = [statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(resamples)]
     low, high = np.percentile(statistics, [50 - level / 2, 50 + level / 2])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _draws(faces: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each face is drawn [resamples, faces]; kept, because reports ask for many means of the same faces."""
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(0, faces, faces) for _ in range(resamples))
+    return np.array([np.bincount(each, minlength=faces) for each in drawn], np.float64)
 
 
 def _as_floats(array: np.ndarray, argument: str) -> np.ndarray:
@@ -143,6 +189,12 @@ def _check_values(values: np.ndarray, argument: str) -> np.ndarray:
         face = int(np.flatnonzero(~np.isfinite(values))[0])
         raise InputError(f"{argument}: expected finite numbers, got {values[face]} at [{face}]")
     return values
+
+
+def _check_errors(nme: np.ndarray) -> np.ndarray:
+    nme = _as_floats(nme, "nme")
+    _check_values(np.where(nme == np.inf, 0, nme), "nme")
+    return nme
 
 
 def _check_threshold(threshold: float) -> float:

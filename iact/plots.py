@@ -79,25 +79,26 @@ def save_image(path: Path | str, image: np.ndarray) -> None:
 def plot_ced(curves: Mapping[str, np.ndarray], threshold: float, title: str, path: Path | str) -> None:
     """Writes the cumulative error distribution of each system's NME [N] up to the threshold (percent).
 
-    The legend gives every system's mean NME and AUC."""
+    The legend gives every system's AUC, and its mean NME over the faces that it found: others have an infinite NME."""
     if not curves:
         raise InputError("curves: expected the errors of at least one system, got none")
     figure, axes = _figure(6.4, 4.4)
     thresholds = np.linspace(0, threshold, 1001)
     for index, (name, nme) in enumerate(curves.items()):
-        label = f"NME {np.mean(nme):.2f} %, AUC {auc(nme, threshold):.3f}   {_short(name)}"
+        label = f"NME {np.mean(nme, where=np.isfinite(nme)):.2f} %, AUC {auc(nme, threshold):.3f}   {_short(name)}"
         style = ("-", "--", "-.", ":")[index // len(COLOURS) % 4]
         axes.plot(
             thresholds, 100 * ced(nme, thresholds), style, color=_colour(index), linewidth=1.8, label=_plain(label)
         )
-    axes.set(xlim=(0, threshold), ylim=(0, 101), title=_plain(title))
+    axes.set(xlim=(0, threshold), ylim=(0, 101))
+    axes.set_title(_plain(title), fontsize=9)
     axes.set(xlabel="NME (% of the normaliser)", ylabel="faces with at most this error (%)")
     axes.grid(color="#dddddd", linewidth=0.7)
     axes.legend(loc="lower right", fontsize=9, framealpha=0.9, edgecolor="none")
     _save_figure(figure, Path(path))
 
 
-def plot_landmark_errors(per_landmark: np.ndarray, layout: Layout, path: Path | str) -> None:
+def plot_landmark_errors(per_landmark: np.ndarray, layout: Layout, path: Path | str, title: str) -> None:
     """Writes a bar for every landmark's mean error [K] (percent of the normaliser), in one colour per curve."""
     per_landmark = np.asarray(per_landmark, np.float64)
     if per_landmark.shape != (layout.num_landmarks,) or not np.isfinite(per_landmark).all():
@@ -109,7 +110,9 @@ def plot_landmark_errors(per_landmark: np.ndarray, layout: Layout, path: Path | 
     mean = float(per_landmark.mean())
     axes.axhline(mean, color="#222222", linewidth=1, linestyle="--", label=f"mean {mean:.2f} %")
     axes.set(xlim=(-0.8, layout.num_landmarks - 0.2), xticks=range(0, layout.num_landmarks, 5))
-    axes.set(xlabel="landmark", ylabel="mean error (% of the normaliser)", title=f"Error per landmark, {layout.name}")
+    if layout.landmarks:
+        axes.set_xticks(range(layout.num_landmarks), [_plain(name) for name in layout.landmarks], rotation=90)
+    axes.set(xlabel="landmark", ylabel="mean error (% of the normaliser)", title=_plain(title))
     axes.set_ylim(0, 1.15 * per_landmark.max() or 1)
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.legend(loc="upper right", fontsize=9, framealpha=0.9, edgecolor="none")

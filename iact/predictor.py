@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 import torch
 
 from iact.checkpoint import Description, load_weights
-from iact.detector import detect_faces
+from iact.detector import Detector, detect_faces, to_landmark_boxes
 from iact.errors import InputError
 from iact.geometry import crop_matrix, cut
-from iact.inference import Precision, find_device, find_precision, predict_cuts
+from iact.inference import find_device, find_precision, predict_cuts
 from iact.layouts import Layout
 from iact.model import IACT, fold
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -27,48 +30,122 @@ class PredictedFace:
 
 
 class Predictor:
-    """A trained model, ready for images: `Predictor.from_pretrained("runs/x")(image)`."""
+    """A trained model, ready for images: `Predictor.from_pretrained("runs/x")(image)`. Threads may share one."""
 
-    def __init__(self, model: IACT, description: Description, device: str = "auto", amp: Precision = "auto"):
+    def __init__(
+        self,
+        model: IACT,
+        description: Description,
+        device: str = "auto",
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        detector: Detector = detect_faces,
+    ):
         self.device = find_device(device)
-        self.dtype = find_precision(amp, self.device)
+        self.dtype = _find_dtype(dtype, self.device)
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()
         self.description = description
+        self.detector = detector
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | Path, device: str = "auto", amp: Precision = "auto") -> "Predictor":
-        """The predictor of a weights file or a run folder. InputError when there is none or it is damaged."""
+    def from_pretrained(
+        cls,
+        path_or_name: str | Path,
+        device: str = "auto",
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        detector: Detector = detect_faces,
+    ) -> "Predictor":
+        """The predictor of a weights file or a run folder.
+
+        `dtype` is what the network computes in: torch.float32, bfloat16 or float16, or "auto", which is bfloat16 on
+        CUDA and on CPUs with bfloat16 arithmetic, else float32. `detector` finds faces where no boxes are given: any
+        function from an RGB image to landmark boxes [N, 4], such as `iact.detector.YuNet(model_file)`. InputError when
+        there are no weights, or they are damaged, or the device or dtype is of no use."""
         model, description = load_weights(Path(path_or_name))
-        return cls(fold(model), description, device=device, amp=amp)
+        return cls(fold(model), description, device=device, dtype=dtype, detector=detector)
 
     @property
     def layout(self) -> Layout:
         return self.description.layout
 
+    @overload
     def __call__(
         self, image: np.ndarray, boxes: Sequence | np.ndarray | None = None, flip_test: bool = False
-    ) -> list[PredictedFace]:
+    ) -> list[PredictedFace]: ...
+
+    @overload
+    def __call__(
+        self, image: Sequence[np.ndarray], boxes: Sequence | None = None, flip_test: bool = False
+    ) -> list[list[PredictedFace]]: ...
+
+    def __call__(self, image, boxes=None, flip_test=False):
         """The faces of an RGB image uint8 [H, W, 3]: those in `boxes` [N, 4] (x0, y0, x1, y1, tight around the
         landmarks), in their order, or those that the detector finds, largest first; none where it finds none.
 
-        `flip_test` averages with the mirrored picture. InputError for an image or a box of no use."""
+        A list or tuple of images gives a list of faces for each; `boxes` then holds boxes or None for each. All faces
+        go through the network together. `flip_test` averages with the mirrored picture. InputError for an image or a
+        box of no use."""
+        if not isinstance(image, (list, tuple)):
+            return self._predict([self._cut(image, boxes)], flip_test)[0]
+        boxes = [None] * len(image) if boxes is None else boxes
+        if len(boxes) != len(image):
+            raise InputError(f"boxes: expected one entry for each of {len(image)} images, got {len(boxes)}")
+        cuts = []
+        for index, pair in enumerate(zip(image, boxes, strict=True)):
+            try:
+                cuts.append(self._cut(*pair))
+            except InputError as error:
+                raise InputError(f"image {index} of {len(image)}: {error}") from None
+        return self._predict(cuts, flip_test)
+
+    def _cut(self, image: np.ndarray, boxes: Sequence | np.ndarray | None) -> "_Cut":
+        """The faces of one image, ready for the network."""
         _check_image(image)
-        boxes = detect_faces(image) if boxes is None else _check_boxes(boxes, image)
-        if not len(boxes):
-            return []
+        boxes = self._detect(image) if boxes is None else _check_boxes(boxes, image)
         size = self.model.config.input_size
-        matrices = np.stack([crop_matrix(box, size) for box in boxes])
-        crops = np.stack([cut(image, matrix, size) for matrix in matrices])
+        matrices = np.array([crop_matrix(box, size) for box in boxes]).reshape(-1, 2, 3)
+        pictures = np.array([cut(image, matrix, size) for matrix in matrices], np.uint8).reshape(-1, size, size, 3)
+        return _Cut(boxes, matrices, pictures)
+
+    def _detect(self, image: np.ndarray) -> np.ndarray:
+        """Boxes [N, 4] where the detector has the layout's landmarks, but for those that lie outside the image."""
+        faces = np.reshape(self.detector(image), (-1, 4)).astype(np.float64)
+        boxes = to_landmark_boxes(faces, self.layout.box_in_face)
+        height, width = image.shape[:2]
+        return boxes[(boxes[:, 2:] > 0).all(axis=1) & (boxes[:, :2] < (width, height)).all(axis=1)]
+
+    def _predict(self, cuts: list["_Cut"], flip_test: bool) -> list[list[PredictedFace]]:
+        """The faces of each image."""
+        if not any(len(one.boxes) for one in cuts):
+            return [[] for _ in cuts]
         landmarks, scores = predict_cuts(
             self.model,
-            torch.from_numpy(crops).permute(0, 3, 1, 2),
-            matrices,
+            torch.from_numpy(np.concatenate([one.pictures for one in cuts])).permute(0, 3, 1, 2),
+            np.concatenate([one.matrices for one in cuts]),
             self.layout,
             sigma=self.description.sigma,
             flip_test=flip_test,
             dtype=self.dtype,
         )
-        return [PredictedFace(*face) for face in zip(boxes, landmarks, scores, strict=True)]
+        found = iter(zip(landmarks, scores, strict=True))
+        return [[PredictedFace(box, *next(found)) for box in one.boxes] for one in cuts]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The faces of an image: boxes [N, 4], the maps [N, 2, 3] from image px to input px, pictures [N, S, S, 3]."""
+
+    boxes: np.ndarray
+    matrices: np.ndarray
+    pictures: np.ndarray
+
+
+def _find_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) -> torch.dtype | None:
+    """The dtype to autocast to, or None."""
+    if dtype == "auto":
+        return find_precision("auto", device)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: expected auto, {', '.join(map(str, DTYPES))}, got {dtype!r}")
+    return None if dtype == torch.float32 else dtype
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -261,7 +261,7 @@ def test_variants_change_what_they_say():
     assert recipe["ema_faces=10000"].ema_faces == 10000 and recipe["sigma=1"].sigma == 1.0
     strengths = {key: recipe[f"augmentation={key}"].augmentation for key in ("none", "half", "stronger")}
     assert not any(getattr(strengths["none"], entry.name) for entry in fields(strengths["none"]))
-    assert (strengths["half"].flip, strengths["half"].rotation, strengths["stronger"].mask) == (0.5, 5.5, 0.45)
+    assert (strengths["half"].flip, strengths["half"].rotation, strengths["stronger"].mask) == (0.5, 4.0, 0.225)
     for first, second in zip(*[iter(studies.STUDIES["figure4"])] * 2, strict=True):
         plain = {"map_factor": 0.0, "coordinate_weight": 0.0}
         assert first.changes == plain and second.changes == plain | {"loss": "adaptive_wing"}

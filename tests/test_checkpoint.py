@@ -3,7 +3,7 @@
 import errno
 import json
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 from iact.checkpoint import Description, find_weights, load_resume, load_weights, save_resume, save_weights
 from iact.errors import InputError
 from iact.files import write_atomically
+from iact.layout_file import parse_layout
 from iact.layouts import COFW
 from iact.model import IACT, ModelConfig
 
 BLOCKS = {"depths": (1, 1, 1), "fusion_depths": (1, 1, 1)}
 CONFIG = ModelConfig(COFW.num_landmarks, 64, stem=8, channels=8, conv_modules=1, heads=(1, 2, 4), head=16, **BLOCKS)
 DESCRIPTION = Description(CONFIG, COFW, 1.25, 7, "cofw train, 1278 faces", "67 held-out training faces")
+NAMES = [f"point {index}" for index in range(29)]
+OWN = {"name": "own", "landmarks": NAMES, "mirror": [NAMES[3:5]], "normaliser": NAMES[:2], "edges": [NAMES[7:9]]}
 
 
 @pytest.fixture
@@ -46,6 +49,12 @@ def test_weights_come_back_with_their_description(tmp_path):
     assert description == DESCRIPTION and not found.training
     assert list(found.state_dict()) == list(model.state_dict())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
+
+
+def test_a_layout_of_ones_own_is_kept_whole(tmp_path):
+    own = replace(DESCRIPTION, layout=parse_layout({**OWN, "box_in_face": [0.1, 0, 0.5]}, "here"))
+    save_weights(tmp_path / "last.safetensors", IACT(CONFIG), own)
+    assert load_weights(tmp_path)[1] == own
 
 
 def test_others_may_read_the_weights_as_the_umask_says(weights, tmp_path):
@@ -88,6 +97,10 @@ def test_weights_without_description_are_refused(weights):
         {"layout": "no such layout"},
         {"layout": ["cofw"]},
         {"layout": "wflw"},
+        {"layout": None},
+        {"layout": {**OWN, "landmarks": NAMES[:28]}},
+        {"layout": {**OWN, "mirror": [["point 3", "point 99"]]}},
+        {"layout": {"name": "wflw"}},
         {"model": [1, 2]},
         {"model": {"surprise": 1}},
         {"model": {**asdict(CONFIG), "channels": "eight"}},

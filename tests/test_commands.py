@@ -12,6 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from official_files import write_cofw
 from programs import Ended, iact
 
 from iact import commands
@@ -49,7 +50,8 @@ def test_a_run_is_not_overwritten(trained):
 def test_evaluation_writes_numbers_with_their_protocol(evaluated):
     out, ended = evaluated
     assert ended.code == 0, ended.err
-    assert {"metrics.json", "per_face.csv", "ced.png", "landmark_errors.png"} == {path.name for path in out.iterdir()}
+    written = {"metrics.json", "per_face.csv", "predictions.csv", "tables.md", "ced.png", "landmark_errors.png"}
+    assert written | {"worst.jpg"} == {path.name for path in out.iterdir()}
     numbers = json.loads((out / "metrics.json").read_text())
     assert METRICS | {"faces", "protocol"} <= set(numbers)
     assert numbers["faces"] == numbers["protocol"]["faces"] == 200
@@ -120,10 +122,10 @@ def test_a_subset_without_faces_is_said_in_one_sentence(wflw_weights, tmp_path):
 
 
 def test_weights_of_another_layout_are_refused(wflw_weights, tmp_path):
-    root, out = w300_with_one_face(tmp_path / "300w"), tmp_path / "out"
-    arguments = ("--data", "300w", "--root", root, "--split", "common", "--out", out)
-    ended = iact("evaluate", "--weights", wflw_weights, *arguments)
-    assert ended.said(str(wflw_weights), "98 landmarks", "300w has 68") and not out.exists()
+    write_cofw(tmp_path, "test")
+    out = tmp_path / "out"
+    ended = iact("evaluate", "--weights", wflw_weights, "--data", "cofw", "--root", tmp_path, "--out", out)
+    assert ended.said(str(wflw_weights), "98 landmarks", "cofw has 29") and not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -163,8 +165,10 @@ def test_arguments_that_make_no_sense_end_in_2_without_a_traceback(arguments):
 FLAGS = {
     "train": "--data --root --split --hold-out --synthetic-faces --model --epochs --batch-size --learning-rate --loss "
     "--out --resume --no-resume --device --amp --seed --threads --recipe",
-    "evaluate": "--weights --out --data --root --split --flip-test --no-flip-test --device --amp",
+    "evaluate": "--weights --predictions --out --data --root --split --boxes --detector-model --thresholds "
+    "--first-pixel --flip-test --no-flip-test --device --amp",
     "predict": "--weights --input --out --box --whole-picture --no-whole-picture --flip-test --device --amp",
+    "export": "--weights --out --format --opset --decode --no-decode --precision",
     "check-dataset": "--data --root --sheet",
     "info": "",
 }

@@ -1,18 +1,28 @@
 import csv
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from iact import metrics
-from iact.data.faces import Face, Faces, ImageFile
+from iact.data.faces import Face, Faces
 from iact.errors import InputError
-from iact.evaluation import Protocol, evaluate_predictions, format_report, write_report
+from iact.evaluation import Protocol, evaluate_predictions, format_report, write_reports
 from iact.layouts import COFW, W300, WFLW
 
-FILES = ["ced.png", "landmark_errors.png", "metrics.json", "per_face.csv"]
+FILES = ["ced.png", "landmark_errors.png", "metrics.json", "per_face.csv", "predictions.csv", "tables.md", "worst.jpg"]
+
+
+class Grey:
+    """A picture of nothing."""
+
+    def read(self):
+        return np.full((100, 100, 3), 90, np.uint8)
+
+
+def write_report(report, folder):
+    write_reports({"ours": report}, folder)
 
 
 def make_faces(count=40, layout=WFLW, missing=()):
@@ -21,7 +31,7 @@ def make_faces(count=40, layout=WFLW, missing=()):
     truth[:, list(layout.left_pupil)], truth[:, list(layout.right_pupil)] = (35, 30), (75, 30)  # 40 px apart
     tags = [frozenset({"pose"} if index < 10 else {"blur", "pose"} if index < 15 else ()) for index in range(count)]
     records = [
-        Face(f"face {index}, left", ImageFile(Path("x.jpg")), truth[index], f"list.txt:{index}", tags=tags[index])
+        Face(f"face {index}, left", Grey(), truth[index], f"list.txt:{index}", tags=tags[index])
         for index in range(count)
     ]
     return Faces(layout, "test", tuple(records), missing)
@@ -63,7 +73,8 @@ def report():
 def test_numbers_by_hand(report):
     numbers = report.to_json()
     shift = 0.1 + 0.3 * np.arange(40)  # 0.1 to 11.8 px; 10 percent of 60 px is 6 px: 20 faces are within
-    assert report.nme_interocular == pytest.approx(100 * shift / 60)
+    assert report.errors["interocular"] == pytest.approx(100 * shift / 60)
+    assert numbers["nme_box"] == pytest.approx((100 * shift / metrics.box_size(truth_of(report.faces))).mean())
     assert numbers["nme_interocular"] == pytest.approx(100 * shift.mean() / 60)
     assert numbers["nme_interpupil"] == pytest.approx(100 * shift.mean() / 40)
     assert numbers["fr_0.1"] == 50
@@ -75,23 +86,24 @@ def test_numbers_by_hand(report):
 
 def test_intervals_hold_their_numbers(report):
     numbers = report.to_json()
-    assert set(numbers["intervals_95"]) == {"nme_interocular", "nme_interpupil", "fr_0.1", "auc_0.1"}
+    metric_names = [f"{metric}{suffix}" for metric in ("fr_0.1", "auc_0.1") for suffix in ("", "_interpupil", "_box")]
+    assert set(numbers["intervals_95"]) == {"nme_interocular", "nme_interpupil", "nme_box", *metric_names}
     for key, (low, high) in numbers["intervals_95"].items():
-        assert low < numbers[key] < high
+        assert low < numbers[key] < high or low == numbers[key] == high  # nobody fails by the box
 
 
 def test_subsets_are_the_tags(report):
     subsets = report.to_json()["subsets"]
     assert {tag: results["faces"] for tag, results in subsets.items()} == {"blur": 5, "pose": 15}
-    assert subsets["blur"]["nme_interocular"] == pytest.approx(report.nme_interocular[10:15].mean())
-    assert subsets["pose"]["nme_interpupil"] == pytest.approx(report.nme_interpupil[:15].mean())
+    assert subsets["blur"]["nme_interocular"] == pytest.approx(report.errors["interocular"][10:15].mean())
+    assert subsets["pose"]["nme_interpupil"] == pytest.approx(report.errors["interpupil"][:15].mean())
     assert subsets["pose"]["fr_0.1"] == 0
 
 
 def test_worst_faces_come_first(report):
     worst = report.to_json()["worst"]
     assert [face["name"] for face in worst[:2]] == ["face 39, left", "face 38, left"]
-    assert worst[0]["nme_interocular"] == pytest.approx(100 * 11.8 / 60) and len(worst) == 10
+    assert worst[0]["nme_interocular"] == pytest.approx(100 * 11.8 / 60) and len(worst) == 24
 
 
 def test_errors_per_landmark():
@@ -105,7 +117,10 @@ def test_errors_per_landmark():
 
 def test_the_protocol_goes_with_the_numbers(report):
     protocol = report.to_json()["protocol"]
-    assert protocol["normalisers"] == ("inter-ocular: landmarks 60 and 72", "inter-pupil: landmark 96 and landmark 97")
+    assert protocol["normalisers"][:2] == (
+        "inter-ocular: landmarks 60 and 72",
+        "inter-pupil: landmark 96 and landmark 97",
+    )
     assert protocol["faces"] == 40 and protocol["flip_test"] is False and protocol["split"] == "test"
     text = format_report(report)
     for part in ("2460 faces are not", "final epoch 3", "landmark box x 1.25", "landmarks 60 and 72", "40 faces"):
@@ -128,7 +143,7 @@ def test_a_profile_face_is_left_out_counted_and_named():
     shift = np.array([1, 2, 50, 3, 4, 5])
     report = evaluate(faces, shift)
     numbers = report.to_json()
-    assert numbers["left_out"] == {"interocular": ["face 2, left"], "interpupil": []}
+    assert numbers["left_out"] == {"interocular": ["face 2, left"], "interpupil": [], "box": []}
     assert numbers["nme_interocular"] == pytest.approx(100 * np.delete(shift, 2).mean() / 60)
     assert numbers["nme_interpupil"] == pytest.approx(100 * shift.mean() / 40)
     assert report.per_landmark == pytest.approx(np.full(98, 100 * np.delete(shift, 2).mean() / 60))
@@ -167,6 +182,30 @@ def test_every_number_can_be_computed_again_from_the_csv(tmp_path):
     assert numbers["subsets"]["blur"]["nme_interocular"] == np.mean(blur)
 
 
+def test_neither_truth_nor_prediction_is_clamped_or_truncated():
+    """Landmarks beyond the picture count where they are, and halves of pixels are not lost."""
+    faces = make_faces(1)
+    landmarks = faces.records[0].landmarks.copy()
+    landmarks[0] = (-40.5, 140.25)  # the picture is 100 px wide and high
+    faces = with_landmarks(faces, 0, landmarks)
+    truth = truth_of(faces)
+    about = (faces, protocol_of(faces))
+    assert evaluate_predictions(truth, *about).results["nme_interocular"] == 0
+    clamped = evaluate_predictions(truth.clip(0, 99), *about)
+    assert clamped.per_landmark[0] == pytest.approx(100 * np.hypot(40.5, 41.25) / 60)
+    assert evaluate_predictions(truth.astype(int), *about).results["nme_interocular"] > 0.5
+
+
+def test_landmarks_of_ones_own_are_named_and_no_number_said_twice():
+    names = ("left_eye", "right_eye", *(f"dot {index}" for index in range(27)))
+    own = dataclasses.replace(COFW, landmarks=names, eye_corners=(0, 1), left_pupil=(0,), right_pupil=(1,))
+    report = evaluate(make_faces(2, own), [1, 2])
+    assert "nme_interpupil" not in report.results and "NME pupil" not in format_report(report)
+    assert report.protocol.normalisers[0] == "inter-ocular: landmarks left_eye and right_eye"
+    pupils = protocol_of(make_faces(1, dataclasses.replace(own, left_pupil=(2, 3)))).normalisers[1]
+    assert pupils == "inter-pupil: mean of landmarks dot 0, dot 1 and landmark right_eye"
+
+
 def test_written_files(tmp_path, report):
     write_report(report, tmp_path / "new" / "folder")
     assert sorted(file.name for file in (tmp_path / "new" / "folder").iterdir()) == FILES
@@ -181,9 +220,9 @@ def test_a_failed_report_leaves_the_old_one_whole(tmp_path, report, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("iact.evaluation.plot_landmark_errors", full)
+    monkeypatch.setattr("iact.evaluation.writing.plot_landmark_errors", full)
     with pytest.raises(InputError, match="cannot be written .No space left"):
-        write_report(dataclasses.replace(report, names=report.names[::-1]), tmp_path)
+        write_report(dataclasses.replace(report, tags=report.tags[::-1]), tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
@@ -206,6 +245,10 @@ def test_bad_input_is_named():
         evaluate_predictions(truth[:2], faces, protocol)
     with pytest.raises(InputError, match="predicted: .*nan for landmark 0 of face 0"):
         evaluate_predictions(truth * np.nan, faces, protocol)
+    with pytest.raises(InputError, match="none of the 3 faces was found"):
+        evaluate_predictions(truth, faces, protocol, found=np.zeros(3, bool))
+    with pytest.raises(InputError, match="threshold: expected percent above zero, got -1"):
+        evaluate_predictions(truth, faces, protocol, thresholds=(-1,))
     with pytest.raises(InputError, match="protocol: expected 3 faces, got 4"):
         evaluate_predictions(truth, faces, dataclasses.replace(protocol, faces=4))
     nobody = dataclasses.replace(faces, records=())
@@ -213,7 +256,7 @@ def test_bad_input_is_named():
         evaluate_predictions(truth[:0], nobody, protocol_of(nobody))
     alone = dataclasses.replace(faces, records=faces.records[:1])
     alone = with_landmarks(alone, 0, profile(alone.records[0]))
-    with pytest.raises(InputError, match="none of the 1 faces has a usable inter-ocular distance"):
+    with pytest.raises(InputError, match="none of the 1 faces found has a usable inter-ocular distance"):
         evaluate_predictions(truth_of(alone), alone, protocol_of(alone))
 
 

@@ -2,18 +2,22 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.integrate import simpson
 
 from iact.errors import InputError
 from iact.layouts import COFW, LAYOUTS, W300, WFLW
 from iact.metrics import (
+    areas,
     auc,
     bootstrap_interval,
     box_size,
     ced,
     failure_rate,
+    failures,
     interocular,
     interpupil,
     landmark_distances,
@@ -120,6 +124,33 @@ def test_auc_of_a_constant_error_has_a_closed_form(first, threshold):
     assert auc(np.full(7, error), threshold) == pytest.approx(tail * 0.01 / threshold, abs=1e-12)
 
 
+@pytest.mark.parametrize("threshold", [0.2, 5, 8, 10])
+def test_auc_is_simpsons_rule_on_the_curve(threshold):
+    errors = np.random.default_rng(0).lognormal(1.5, 0.7, 200)
+    thresholds = np.linspace(0, threshold, round(100 * threshold) + 1)
+    expected = simpson(ced(errors, thresholds), x=thresholds) / threshold
+    assert auc(errors, threshold) == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_each_face_adds_has_the_metric_as_its_mean():
+    errors = np.array([0.0, 3.0, 9.99, 10.0, 10.01, np.inf])
+    assert failures(errors, 10).tolist() == [0, 0, 0, 0, 100, 100]
+    assert areas(errors, 10) == pytest.approx([1, 0.7, 0.001, 0, 0, 0], abs=1e-3)
+    assert failure_rate(errors, 10) == failures(errors, 10).mean() and auc(errors, 10) == areas(errors, 10).mean()
+
+
+def test_a_face_that_was_not_found_is_a_failure_at_any_threshold():
+    assert failure_rate([1.0, np.inf], 1e6) == 50 and auc([0.0, np.inf], 10) == pytest.approx(0.5)
+    assert ced([1.0, np.inf], [1e9]) == 0.5
+
+
+def test_tensors_are_measured_as_arrays_are():
+    """What a trainer holds as tensors has the numbers that files have."""
+    predicted, truth = np.random.default_rng(0).uniform(0, 100, (2, 5, 98, 2))
+    tensors = torch.from_numpy(predicted), torch.from_numpy(truth)
+    assert (nme(*tensors, interocular(tensors[1], WFLW)) == nme(predicted, truth, interocular(truth, WFLW))).all()
+
+
 def test_auc_at_its_ends():
     assert auc(np.zeros(3), 10) == pytest.approx(1)
     assert auc(np.full(3, 10.5), 10) == 0
@@ -156,6 +187,13 @@ def test_bootstrap_interval_shrinks_with_faces_and_grows_with_the_level():
     assert (many_high - many_low) == pytest.approx((high - low) / 4, rel=0.25)
     low_99, high_99 = bootstrap_interval(values[:100], level=99)
     assert low_99 < low and high < high_99
+
+
+@pytest.mark.parametrize("faces", [3, 400])
+def test_the_quick_bootstrap_of_a_mean_is_the_plain_one(faces):
+    values = np.random.default_rng(0).normal(4, 1, faces)
+    plain = bootstrap_interval(values, lambda sample: np.mean(sample))
+    assert bootstrap_interval(values) == pytest.approx(plain, rel=1e-12)
 
 
 def test_bootstrap_interval_of_another_statistic():

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -155,7 +156,7 @@ def test_ced_curves_show_the_share_of_faces(tmp_path, monkeypatch):
 def test_plots_are_written_as_pictures(tmp_path):
     nme = np.random.default_rng(0).lognormal(1.2, 0.5, 50)
     plot_ced({f"system {index} $": nme + index for index in range(10)}, 8, "ten $", tmp_path / "ced.png")
-    plot_landmark_errors(np.linspace(0, 9, 29), COFW, str(tmp_path / "bars.svg"))
+    plot_landmark_errors(np.linspace(0, 9, 29), COFW, str(tmp_path / "bars.svg"), "bars $")
     picture = cv2.imread(str(tmp_path / "ced.png"))
     assert picture.shape[0] > 400 and 0.5 < (picture == 255).mean() < 0.99
     assert "<svg" in (tmp_path / "bars.svg").read_text()
@@ -166,10 +167,18 @@ def test_landmark_errors_are_bars_in_the_colour_of_their_curve(tmp_path, monkeyp
     figures = []
     monkeypatch.setattr("iact.plots._save_figure", lambda figure, path: figures.append(figure))
     errors = np.linspace(1, 9, 98)
-    plot_landmark_errors(errors, WFLW, tmp_path / "bars.png")
+    plot_landmark_errors(errors, WFLW, tmp_path / "bars.png", "bars")
     bars = figures[0].axes[0].patches
     assert [bar.get_height() for bar in bars] == pytest.approx(errors)
     assert bars[60].get_facecolor() == bars[67].get_facecolor() != bars[59].get_facecolor()
+
+
+def test_landmarks_of_ones_own_are_named_under_their_bars(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("iact.plots._save_figure", lambda figure, path: figures.append(figure))
+    own = dataclasses.replace(COFW, landmarks=tuple(f"dot_${index}" for index in range(29)))
+    plot_landmark_errors(np.ones(29), own, tmp_path / "bars.png", "t")
+    assert figures[0].axes[0].get_xticklabels()[28].get_text() == r"dot_\$28"
 
 
 def test_plots_leave_pyplot_alone(tmp_path):
@@ -198,7 +207,7 @@ grey, face = np.zeros((9, 9), np.uint8), np.ones((29, 2))
         (lambda path: save_image(Path("/dev/null") / "a.png", photograph(9, 9)), "a.png: cannot be written"),
         (lambda path: plot_ced({}, 10, "t", path / "a.png"), "curves: .*got none"),
         (lambda path: plot_ced({"a": np.ones(3)}, 10, "t", path / "a.xyz"), "a.xyz: expected the suffix of a plot"),
-        (lambda path: plot_landmark_errors(np.ones(5), COFW, path / "a.png"), "per_landmark: expected 29"),
+        (lambda path: plot_landmark_errors(np.ones(5), COFW, path / "a.png", "t"), "per_landmark: expected 29"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(call, message, tmp_path):

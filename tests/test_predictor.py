@@ -1,17 +1,18 @@
-"""From a picture and boxes to landmarks in it, and the detector that gives boxes where there are none."""
+"""From pictures and boxes to landmarks in them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from iact import Predictor, create_model, detector
+from iact import Predictor, create_model
 from iact.checkpoint import Description, save_weights
-from iact.data import read_faces
 from iact.data.synthetic import draw_face
 from iact.errors import InputError
-from iact.geometry import landmark_box, to_heatmap
+from iact.geometry import to_heatmap
+from iact.inference import find_precision
 from iact.layouts import W300
 
 BACKGROUND, THRESHOLD = 40, 60
@@ -45,7 +46,7 @@ def description(model) -> Description:
 @pytest.fixture
 def finder() -> Predictor:
     model = BlobFinder()
-    return Predictor(model, description(model), device="cpu", amp="off")
+    return Predictor(model, description(model), device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_flipped_picture_gives_flipped_landmarks(finder, boxes):
 
 
 def test_a_view_of_an_array_is_as_good_as_the_array(weights):
-    predictor = Predictor.from_pretrained(weights, device="cpu", amp="off")
+    predictor = Predictor.from_pretrained(weights, device="cpu", dtype=torch.float32)
     image = np.random.default_rng(0).integers(0, 255, (90, 100, 3), np.uint8)
     views = (image[..., ::-1], image[::2, ::-1], image.transpose(1, 0, 2))
     for view in views:
@@ -182,48 +183,88 @@ def test_files_that_are_no_weights_are_refused(weights, tmp_path):
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_unknown_devices_and_precisions_are_refused(weights):
-    for settings, message in (({"device": "gpu"}, "device: expected"), ({"amp": "half"}, "amp: expected one of auto")):
+def test_unknown_devices_and_dtypes_are_refused(weights):
+    cases = [
+        ({"device": "gpu"}, "device: expected"),
+        ({"dtype": "half"}, "dtype: expected auto, torch.float32.*'half'"),
+    ]
+    for settings, message in (*cases, ({"dtype": torch.float64}, "dtype: expected auto.* got torch.float64")):
         with pytest.raises(InputError, match=message):
             Predictor.from_pretrained(weights, **settings)
 
 
-def test_the_detector_s_boxes_are_shifted_and_scaled(monkeypatch):
-    monkeypatch.setattr(detector, "HAAR_TO_LANDMARKS", (0.1, 0.2, 0.5))
-    boxes = detector.to_landmark_boxes(np.array([[10.0, 20.0, 50.0, 60.0], [0.0, 0.0, 10.0, 10.0]]))
-    np.testing.assert_allclose(boxes, [[24, 38, 44, 58], [3.5, 4.5, 8.5, 9.5]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "auto"])
+def test_the_network_computes_in_the_dtype_that_is_asked_for(weights, dtype):
+    predictor, seen = Predictor.from_pretrained(weights, device="cpu", dtype=dtype), []
+    convolution = next(layer for layer in predictor.model.modules() if isinstance(layer, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    predictor(IMAGE, [(5, 5, 30, 30)])
+    expected = find_precision("auto", torch.device("cpu")) or torch.float32 if dtype == "auto" else dtype
+    assert seen == [expected]
 
 
-class FixedCascade:
-    def __init__(self, *found):
-        self.found = found
-
-    def detectMultiScale(self, *_, **__):
-        return np.array(self.found)
-
-
-def test_boxes_come_largest_first_without_those_inside_a_larger_one(monkeypatch):
-    cascade = FixedCascade((0, 0, 30, 30), (50, 50, 40, 40), (55, 60, 20, 20), (88, 50, 30, 30))
-    monkeypatch.setattr(detector, "_cascade", lambda: cascade)
-    expected = [[50, 50, 90, 90], [0, 0, 30, 30], [88, 50, 118, 80]]
-    np.testing.assert_array_equal(detector.haar_boxes(np.zeros((200, 200, 3), np.uint8)), expected)
-
-
-def box_errors(boxes: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Side over the true side, and distance of the centres over it, of the box nearest to the truth."""
-    true_side = (truth[2:] - truth[:2]).max()
-    distance = np.linalg.norm((boxes[:, :2] + boxes[:, 2:] - truth[:2] - truth[2:]) / 2, axis=1) / true_side
-    nearest = distance.argmin()
-    return (boxes[nearest, 2] - boxes[nearest, 0]) / true_side, distance[nearest]
+def test_several_images_give_what_each_gives_alone(finder):
+    images = [picture(), picture(height=240, width=330), picture(spread=5), IMAGE]
+    boxes = [[BOXES["enlarged"], BOXES["wide"]], [], np.array([BOXES["reduced"]]), None]
+    together = finder(images, boxes)
+    assert [len(faces) for faces in together] == [2, 0, 1, 0] and finder.model.sizes == [3]  # one batch
+    for image, given, faces in zip(images, boxes, together, strict=True):
+        alone = finder(image, given)
+        for one, other in zip(faces, alone, strict=True):
+            np.testing.assert_array_equal(one.box, other.box)
+            np.testing.assert_allclose(one.landmarks, other.landmarks, atol=1e-4)
+    assert finder(tuple(images[2:]), boxes[2:])[0][0].landmarks.shape == (68, 2)
+    assert finder([]) == [] and finder([IMAGE, IMAGE]) == [[], []]
 
 
-def test_the_detector_s_boxes_fit_the_landmarks_of_real_faces(real_data):
-    records = read_faces("300w", real_data / "300w", "helen/testset").records[:40]
-    found = [(detector.detect_faces(face.image.read()), landmark_box(face.landmarks)) for face in records]
-    errors = np.array([box_errors(boxes, truth) for boxes, truth in found if len(boxes)])
-    assert len(errors) >= 32
-    side, distance = np.median(errors, axis=0)
-    assert abs(side - 1) < 0.08 and distance < 0.12
+def test_of_several_images_the_one_of_no_use_is_named(finder):
+    cases = [
+        (([IMAGE, IMAGE / 255],), r"image 1 of 2: image: expected RGB uint8 .* got float64"),
+        (([IMAGE, IMAGE], [None, [[50, 0, 90, 30]]]), "image 1 of 2: boxes: box 0 lies outside the 50 x 40 image"),
+        (([IMAGE, IMAGE], [[(1, 1, 9, 9)]]), "boxes: expected one entry for each of 2 images, got 1"),
+        (([IMAGE, IMAGE], [(1, 1, 9, 9), (1, 1, 9, 9)]), r"image 0 of 2: boxes: expected \[N, 4\].*got shape \(4,\)"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(InputError, match=message):
+            finder(*arguments)
+
+
+def test_threads_that_share_a_predictor_get_what_each_gets_alone(weights):
+    predictor = Predictor.from_pretrained(weights, device="cpu", dtype=torch.float32)
+    images = [draw_face(0, index, W300, size=160 + 20 * index)[0] for index in range(6)]
+    alone = [predictor(image) for image in images]
+    assert sum(map(len, alone)) >= 2  # the detector takes part
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(predictor, images * 3))
+    for faces, expected in zip(together, alone * 3, strict=True):
+        for one, other in zip(faces, expected, strict=True):
+            np.testing.assert_array_equal(one.box, other.box)
+            np.testing.assert_array_equal(one.landmarks, other.landmarks)
+
+
+def test_a_detector_of_one_s_own_is_asked_where_no_boxes_are_given():
+    model, seen = BlobFinder(), []
+
+    def detector(image: np.ndarray) -> np.ndarray:
+        seen.append(image.shape)
+        return np.array([[100.0, 60.0, 260.0, 220.0]])
+
+    predictor = Predictor(model, description(model), device="cpu", dtype=torch.float32, detector=detector)
+    (face,) = predictor(picture())
+    assert seen == [(300, 401, 3)] and face.box.tolist() == [100, 60, 260, 220]
+    assert np.abs(face.landmarks - BLOB).max() < 0.05
+    predictor(picture(), [BOXES["wide"]])
+    assert len(seen) == 1
+
+
+def test_a_detected_box_is_moved_to_where_the_layout_s_landmarks_lie():
+    model = BlobFinder()
+    lower = replace(description(model), layout=replace(W300, box_in_face=(0.1, 0.25, 0.5)))
+    found = [[100.0, 60.0, 260.0, 220.0], [0.0, 280.0, 100.0, 380.0]]  # the second shows no landmark
+    predictor = Predictor(model, lower, device="cpu", dtype=torch.float32, detector=lambda image: found)
+    (face,) = predictor(picture())
+    np.testing.assert_allclose(face.box, [156, 140, 236, 220])
+    assert Predictor(model, lower, device="cpu", detector=lambda image: [])(picture()) == []
 
 
 class TwoPeaks(BlobFinder):
@@ -238,6 +279,6 @@ class TwoPeaks(BlobFinder):
 @pytest.mark.parametrize("sigma, x", [(1.5, 10 + 4 * 0.9 / 1.9), (0.5, 10.0)])
 def test_the_decoding_window_follows_the_sigma_of_the_description(sigma, x):
     model = TwoPeaks()
-    predictor = Predictor(model, replace(description(model), sigma=sigma), device="cpu", amp="off")
+    predictor = Predictor(model, replace(description(model), sigma=sigma), device="cpu", dtype=torch.float32)
     (face,) = predictor(np.zeros((128, 128, 3), np.uint8), [(12.3, 12.3, 114.7, 114.7)])  # image px are input px
     np.testing.assert_allclose(face.landmarks[0], [(x + 0.5) * 4 - 0.5, 33.5], atol=1e-3)

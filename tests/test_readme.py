@@ -45,8 +45,8 @@ def test_files_that_the_readme_names_exist():
 
 
 def test_commands_in_the_readme_take_the_flags_they_are_given():
-    commands = {name: (ROOT / "iact" / f"{name}.py").read_text() for name in ("commands", "config")}
-    known = set(re.findall(r"^    (\w+):", "\n".join(commands.values()), re.MULTILINE))
+    sources = [*(ROOT / "iact" / "commands").glob("*.py"), ROOT / "iact" / "config.py"]
+    known = set(re.findall(r"^    (\w+):", "\n".join(source.read_text() for source in sources), re.MULTILINE))
     for script, flags in re.findall(r"python scripts/(\w+)\.py([^\n#]*)", README):
         for flag in re.findall(r"--([\w-]+)", flags):
             assert flag.replace("-", "_") in known or flag == "help", f"{script}: --{flag}"

@@ -2,8 +2,9 @@
 
 from iact.commands.checking import check
 from iact.commands.evaluating import evaluate, measure
+from iact.commands.exporting import export
 from iact.commands.predicting import predict
 from iact.commands.reporting import info
 from iact.commands.training import train
 
-__all__ = ["check", "evaluate", "info", "measure", "predict", "train"]
+__all__ = ["check", "evaluate", "export", "info", "measure", "predict", "train"]

@@ -1,64 +1,201 @@
 """`iact evaluate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from iact.checkpoint import find_weights, load_weights
 from iact.config import DataName, OptionalPath
-from iact.data import read_faces
-from iact.data.crops import cut_faces
+from iact.convert import convert_landmarks, find_places
+from iact.cost import measure_cost
+from iact.data import cofw, read_faces, w300
+from iact.detector import Detector, YuNet, detect_faces
 from iact.errors import InputError
-from iact.evaluation import Protocol, Report, evaluate_predictions, format_report, write_report
-from iact.geometry import CROP_MARGIN
-from iact.inference import Precision, find_device, find_precision, predict_crops
+from iact.evaluation import (
+    THRESHOLD,
+    Protocol,
+    Report,
+    compare,
+    evaluate_predictions,
+    format_comparison,
+    format_report,
+    write_reports,
+)
+from iact.evaluation.cutting import RULES, BoxRule, cut_by
+from iact.inference import Precision, find_device, find_precision, predict_cuts
+from iact.layouts import LAYOUTS, WFLW, Layout
+from iact.matching import doubt_first_pixel, match_predictions
+from iact.predictions import read_predictions
+
+FIRST_PIXELS = {"300w": w300.FIRST_PIXEL, "cofw": cofw.FIRST_PIXEL}  # of the annotation files, where it is not 0
+
+DRAWN_FACES = 200  # to evaluate on where --data is synthetic
 
 
 def evaluate(
-    weights: Path,
+    *,
     out: Path,
+    weights: tuple[Path, ...] = (),
+    predictions: tuple[Path, ...] = (),
     data: DataName = "synthetic",
     root: OptionalPath = None,
     split: str = "test",
+    boxes: BoxRule = "landmarks",
+    detector_model: OptionalPath = None,
+    thresholds: tuple[float, ...] = (THRESHOLD,),
+    first_pixel: int | None = None,
     flip_test: bool = False,
     device: str = "auto",
     amp: Precision = "auto",
 ) -> None:
-    """Measure a model on a split; writes metrics.json, per_face.csv, a CED curve and errors per landmark.
+    """Evaluate weights, or predictions of other systems, on a split; several of them are compared on the same faces.
 
     Args:
-        weights: A weights file or a run folder.
         out: The folder to write.
+        weights: Weights files or run folders, of which the best is taken.
+        predictions: Files of predictions, .json, .csv or .npz: a name and x and y of each landmark for each face.
         data: The data set.
         root: Its folder, as it was downloaded.
-        split: 300w: common, challenging, full or a part such as helen/testset; wflw: test or a subset; cofw: test.
-        flip_test: Average with the mirrored picture.
+        split: 300w: common, challenging, full or a part such as helen/testset; wflw: test or a subset; cofw: test;
+            points: the name of a .csv file in the folder.
+        boxes: What weights see a face by: landmarks are the true ones, rectangle is the data set's own.
+        detector_model: YuNet's file for --boxes detector, which else is OpenCV's Haar cascade.
+        thresholds: Of failure rates and areas under the curve, in percent.
+        first_pixel: The centre of the first pixel in files of predictions, 0 or 1; by default 0, or as in the
+            annotation files where the file is one of SPIGA's results.
+        flip_test: Average with the mirrored picture; for weights.
         device: auto, cpu or cuda.
         amp: Precision of the network."""
-    report = measure(find_weights(weights), data, root, split, flip_test=flip_test, device=device, amp=amp)
-    write_report(report, out)
-    print(format_report(report))
+    if not weights and not predictions:
+        raise InputError("weights: expected --weights or --predictions, got neither")
+    if not thresholds or len({*thresholds}) < len(thresholds):
+        raise InputError(f"thresholds: expected one or more, each once, got {list(thresholds)}")
+    detector = _choose_detector(boxes, detector_model)
+    settings = {"boxes": boxes, "detector": detector, "flip_test": flip_test, "device": device, "amp": amp}
+    where = (data, root, split)
+    names = name_systems([*weights, *predictions])
+    found = [measure(find_weights(path), *where, **settings, thresholds=thresholds) for path in weights]
+    found += [score(path, *where, first_pixel=first_pixel, thresholds=thresholds) for path in predictions]
+    reports = dict(zip(names, found, strict=True))
+    _require_same_faces(reports)
+    write_reports(reports, out)
+    _say(reports, out)
 
 
 def measure(
-    weights: Path, data: str, root: Path | None, split: str, *, flip_test: bool, device: str, amp: Precision
+    weights: Path,
+    data: str,
+    root: Path | None,
+    split: str,
+    *,
+    flip_test: bool,
+    device: str,
+    amp: Precision,
+    boxes: BoxRule = "landmarks",
+    detector: Detector = detect_faces,
+    thresholds: Sequence[float] = (THRESHOLD,),
 ) -> Report:
-    """The report on a weights file's predictions for a split. InputError when they name other landmarks."""
+    """The report on a weights file's predictions for a split, 98 landmarks converted to 68 where the split has
+    these. InputError when they name other landmarks."""
     model, description = load_weights(weights)
-    faces = read_faces(data, root, split, layout=description.layout, count=200)
-    if faces.layout.name != description.layout.name:
-        raise InputError(
-            f"{weights}: predicts {description.layout.num_landmarks} landmarks ({description.layout.name}), "
-            f"but {data} has {faces.layout.num_landmarks}"
-        )
+    faces = read_faces(data, root, split, layout=description.layout, count=DRAWN_FACES)
+    converted = _conversion(weights, description.layout, faces.layout, data)
     target = find_device(device)
-    crops = cut_faces(faces, model.config.input_size, CROP_MARGIN)
-    settings = {"sigma": description.sigma, "flip_test": flip_test, "dtype": find_precision(amp, target)}
-    predicted, _ = predict_crops(model.to(target), crops, faces.layout, **settings)
+    dtype = find_precision(amp, target)
+    pictures, matrices, found = cut_by(boxes, faces, model.config.input_size, description.layout, detector)
+    settings = {"sigma": description.sigma, "flip_test": flip_test, "dtype": dtype}
+    own, _ = predict_cuts(model.to(target), pictures, matrices, description.layout, **settings)
+    predicted = np.zeros((len(faces), faces.layout.num_landmarks, 2))
+    predicted[found] = convert_landmarks(own, description.layout, faces.layout)
     chosen = f"chosen on {description.chosen_on}" if description.chosen_on else "the last, chosen on nothing"
+    name = f" ({type(detector).__name__ if isinstance(detector, YuNet) else 'Haar cascade'})"
     protocol = Protocol.of(
         faces,
         data_set=data,
-        box_rule=f"ground-truth landmarks x {CROP_MARGIN}",
+        box_rule=RULES[boxes] + (name if boxes == "detector" else ""),
         flip_test=flip_test,
-        weights=f"{weights} (epoch {description.epoch}, {chosen})",
+        weights=f"{weights} (epoch {description.epoch}, {chosen}{converted})",
     )
-    return evaluate_predictions(predicted, faces, protocol)
+    cost = measure_cost(model, description.layout, target, dtype)
+    return evaluate_predictions(predicted, faces, protocol, found=found, thresholds=thresholds, cost=cost)
+
+
+def score(
+    predictions: Path,
+    data: str,
+    root: Path | None,
+    split: str,
+    *,
+    first_pixel: int | None = None,
+    thresholds: Sequence[float] = (THRESHOLD,),
+) -> Report:
+    """The report on a file of predictions for a split. InputError when the file cannot be used for it."""
+    given = read_predictions(predictions)
+    count = given.landmarks.shape[1]
+    drawn = next((layout for layout in LAYOUTS.values() if layout.num_landmarks == count), WFLW)
+    faces = read_faces(data, root, split, layout=drawn, count=DRAWN_FACES)
+    if first_pixel is None:
+        first_pixel = FIRST_PIXELS.get(data, 0) if given.annotated else 0
+    if first_pixel not in (0, 1):
+        raise InputError(f"first-pixel: expected 0 or 1, got {first_pixel}")
+    matched = match_predictions(given, faces, predictions)
+    predicted = matched.landmarks - first_pixel
+    truth = np.stack([face.landmarks for face in faces.records])
+    doubt = doubt_first_pixel(matched.landmarks[matched.found], truth[matched.found], first_pixel)
+    notes = [given.understood, f"first pixel at {first_pixel}", *matched.notes, *([doubt] if doubt else [])]
+    protocol = Protocol.of(
+        faces,
+        data_set=data,
+        box_rule="those of whoever made the predictions",
+        flip_test=None,
+        weights=f"{predictions} ({'; '.join(notes)})",
+    )
+    return evaluate_predictions(predicted, faces, protocol, found=matched.found, thresholds=thresholds)
+
+
+def name_systems(paths: Sequence[Path]) -> list[str]:
+    """A short name for each file or folder: its own, or with the folders above it where that is not the only one."""
+    parts = [path.absolute().with_suffix("").parts[1:] for path in paths]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["-".join(own[-depth:]) for own in parts]
+        if len({*names}) == len(names):
+            return names
+    raise InputError(f"weights: expected different files, got one twice among {', '.join(map(str, paths))}")
+
+
+def _choose_detector(boxes: BoxRule, model: Path | None) -> Detector:
+    if model is not None and boxes != "detector":
+        raise InputError(f"detector-model: expected --boxes detector beside it, got --boxes {boxes}")
+    return YuNet(model) if model else detect_faces
+
+
+def _require_same_faces(reports: dict[str, Report]) -> None:
+    (name, first), *others = reports.items()
+    for other, report in others:
+        if report.layout.names != first.layout.names or report.names != first.names:
+            got = f"{name} has {len(first.names)} of {first.layout.name}, {other} {len(report.names)}"
+            raise InputError(f"weights: expected systems with the same landmarks and faces, got others: {got}")
+
+
+def _say(reports: dict[str, Report], out: Path) -> None:
+    for name, report in reports.items():
+        print(*([f"{name}:"] if len(reports) > 1 else []), format_report(report), "", sep="\n")
+    (first, own), *others = reports.items()
+    for name, report in others:
+        print(format_comparison(compare(own, report), first, name), "", sep="\n")
+    print(f"  written     {out}")
+
+
+def _conversion(weights: Path, own: Layout, asked: Layout, data: str) -> str:
+    """What the protocol says of a conversion: nothing where the layouts are one. InputError where there is none."""
+    try:
+        find_places(own, asked)
+        if own.landmarks and own.num_landmarks != asked.num_landmarks:
+            raise InputError("the box around fewer landmarks is another than the model was trained with")
+    except InputError as error:
+        raise InputError(
+            f"{weights}: predicts {own.num_landmarks} landmarks ({own.name}), "
+            f"but {data} has {asked.num_landmarks} ({error})"
+        ) from None
+    return "" if own.name == asked.name else f"; {own.num_landmarks} landmarks converted to {asked.num_landmarks}"

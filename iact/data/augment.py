@@ -21,18 +21,21 @@ CUT = 2.8  # standard deviations at which normal numbers are cut
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities and strengths. Rotation is in degrees, shift in shares of the input side, the rest are factors."""
+    """Probabilities and strengths. Rotation is in degrees, shift in shares of the input side, the rest are factors.
+
+    Mild, for networks that see each face a hundred times at most: those fit the training faces no better than others.
+    Scale and shift are as large as the errors of a detector's boxes want them."""
 
     flip: float = 0.5
-    rotation: float = 11.0  # standard deviation; cut at 2.8 of them, as all below
+    rotation: float = 8.0  # standard deviation; cut at 2.8 of them, as all below
     scale: float = 0.08  # standard deviation of the logarithm
     shift: float = 0.03  # standard deviation
-    aspect: float = 0.03  # standard deviation of the logarithm
-    mask: float = 0.3  # probability of a covered rectangle
-    colour: float = 0.5  # probability of gain, offset and gamma per channel
-    grey: float = 0.2
-    blur: float = 0.25
-    noise: float = 0.2
+    aspect: float = 0.015  # standard deviation of the logarithm
+    mask: float = 0.15  # probability of a covered rectangle
+    colour: float = 0.25  # probability of gain, offset and gamma per channel
+    grey: float = 0.1
+    blur: float = 0.125
+    noise: float = 0.1
     shape: float = 0.0  # probability of another shape of the face, the picture bent to it
 
 

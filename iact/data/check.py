@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from iact.data import cofw, w300, wflw
+from iact.data import cofw, points, w300, wflw
+from iact.data.face_boxes import describe_boxes
 from iact.data.faces import Face, Faces, ImageSource
 from iact.errors import InputError
 from iact.geometry import crop_matrix, cut, landmark_box, transform_points
@@ -28,10 +29,11 @@ _SHEET_FACES, _SHEET_SIZE = 48, 192
 
 @dataclass(frozen=True)
 class DataSet:
-    """How to read a data set whose pictures may be missing, its official counts, and splits that share no face."""
+    """How to read a data set whose pictures may be missing, its splits and their official counts where there are any,
+    and those of them that share no face."""
 
     read: Callable[[Path, str], Faces]
-    counts: dict[str, int]
+    counts: dict[str, int | None]
     disjoint: tuple[str, ...]
 
 
@@ -71,25 +73,36 @@ class Report:
 
 
 def check_dataset(data: str, root: Path, sheet: Path, console: Console) -> Report:
-    """Checks the official files of a data set below `root`, prints what it finds and writes the contact sheet.
+    """Checks the files of a data set below `root`, prints what it finds and writes the contact sheet.
 
     InputError when no split can be read, or `sheet` is no .png in a folder that exists."""
-    if data not in DATA_SETS:
-        raise InputError(f"unknown data set {data!r}: expected one of {', '.join(DATA_SETS)}")
+    data_set = _find_data_set(data, root)
     if not sheet.absolute().parent.is_dir():
         raise InputError(f"{sheet}: no such folder to write the contact sheet into")
     if sheet.suffix != ".png":
         raise InputError(f"{sheet}: expected the contact sheet to be a .png file, got {sheet.suffix!r}")
     report = Report()
-    splits = _read_splits(DATA_SETS[data], root, report)
+    splits = _read_splits(data_set, root, report)
     pictures = open_pictures((face.image for faces in splits for face in faces.records), console)
     _check_faces(splits, pictures, report)
     readable = [face for faces in splits for face in faces.records if pictures[face.image].size is not None]
     if readable:
+        if splits[0].layout.landmarks:
+            report.notes.append(describe_boxes(readable, splits[0].layout))
         _write_sheet(readable, splits[0].layout, sheet)
         report.notes.append(f"contact sheet of {min(len(readable), _SHEET_FACES)} faces: {sheet}")
-    print_report(data, report, console)
+    print_report(f"faces of {data}", data_set.counts, report, console)
     return report
+
+
+def _find_data_set(data: str, root: Path) -> DataSet:
+    """The data set of that name; one's own has the splits that lie in its folder."""
+    if data == "points":
+        splits = points.splits_of(root)
+        return DataSet(partial(points.read_points, check_images=False), dict.fromkeys(splits), splits)
+    if data not in DATA_SETS:
+        raise InputError(f"unknown data set {data!r}: expected one of {', '.join(DATA_SETS)}, points")
+    return DATA_SETS[data]
 
 
 def _read_splits(data_set: DataSet, root: Path, report: Report) -> list[Faces]:
@@ -195,10 +208,12 @@ def find_shared_pictures(splits: Sequence[Faces], pictures: dict[ImageSource, Pi
 def find_small_eye_distances(faces: Sequence[Face], layout: Layout) -> list[str]:
     """A sentence for each face whose eye corners nearly meet, so that an error divided by their distance explodes."""
     sentences = []
+    corners = " and ".join(layout.names[corner] for corner in layout.eye_corners)
+    corners = corners if layout.landmarks else "the outer corners"
     for face in faces:
         distance = _eye_distance(face, layout)
         if distance <= SMALL_EYE_DISTANCE * _box_side(face):
-            sentences.append(f"{face.origin}: the outer corners are {distance:.2f} px apart")
+            sentences.append(f"{face.origin}: {corners} are {distance:.2f} px apart")
     return sentences
 
 
@@ -211,11 +226,17 @@ def _check_symmetry(faces: Sequence[Face], layout: Layout, report: Report) -> No
     mirror = np.array(layout.mirror)
     if not np.array_equal(mirror[mirror], np.arange(layout.num_landmarks)):
         report.add("layout", [f"{layout.name}: mirroring twice does not give back every landmark"])
+    left, right = layout.eye_corners
+    if layout.landmarks and mirror[left] != right:
+        report.notes.append(
+            f"{layout.names[left]} and {layout.names[right]} are no mirror pair, so symmetry is unknown"
+        )
+        return
     asymmetry = measure_asymmetry(faces, layout)
     worst = int(asymmetry.argmax())
     sentence = (
         f"mean shape against its mirror: {asymmetry.mean():.2f} % of inter-ocular distance, "
-        f"at most {asymmetry[worst]:.2f} % (landmark {worst})"
+        f"at most {asymmetry[worst]:.2f} % (landmark {layout.names[worst]})"
     )
     report.notes.append(sentence)
     if asymmetry[worst] > ASYMMETRY and len(faces) >= ENOUGH_FACES:
@@ -250,12 +271,13 @@ def _draw(face: Face, layout: Layout) -> np.ndarray:
     return draw_landmarks(crop, transform_points(face.landmarks, matrix), layout)
 
 
-def print_report(data: str, report: Report, console: Console, longest: int = 10) -> None:
-    """Prints the counts as a table, then the notes, then the problems, at most `longest` of a kind."""
-    official = DATA_SETS[data].counts
-    table = Table("split", "faces", "official", title=f"faces of {data}")
+def print_report(
+    title: str, official: dict[str, int | None], report: Report, console: Console, longest: int = 10
+) -> None:
+    """Prints the counts beside the official ones, then the notes, then the problems, at most `longest` of a kind."""
+    table = Table("split", "faces", "official", title=title)
     for split, count in report.counts.items():
-        table.add_row(split, "-" if count is None else str(count), str(official[split]))
+        table.add_row(split, *("-" if number is None else str(number) for number in (count, official[split])))
     console.print(table)
     lines = [f"note: {note}" for note in report.notes]
     for kind, sentences in report.problems.items():

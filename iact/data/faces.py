@@ -41,6 +41,11 @@ class ImageFile:
             raise InputError(f"{self.path}: not a picture that can be decoded")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
+    def frames(self) -> int:
+        """How many pictures the file holds: more than one for an animation, or several scanned pages; 0 when it cannot
+        be read. `read` gives the first."""
+        return cv2.imcount(str(self.path))
+
     def __str__(self) -> str:
         return str(self.path)
 

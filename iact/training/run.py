@@ -127,13 +127,16 @@ class Run:
             "averaged": self.averaged.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.compute.scaler.state_dict(),
+            "landmarks": list(self.faces.layout.names),
         }
         save_resume(self.folder / RESUME, state)
 
     def restore(self) -> None:
         """Puts back what `save` wrote. InputError where that is of another run, or damaged."""
-        state = load_resume(self.folder / RESUME)
+        state, landmarks = load_resume(self.folder / RESUME), list(self.faces.layout.names)
         try:
+            if state.get("landmarks", landmarks) != landmarks:
+                raise ValueError("it has other landmarks, or in another order")
             self.model.load_state_dict(state["model"])
             self.averaged.module.load_state_dict(state["averaged"])
             restore_optimiser(self.optimiser, state["optimiser"])

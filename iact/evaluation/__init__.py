@@ -1,0 +1,21 @@
+"""From predicted landmarks to reports that say under which protocol their numbers were measured."""
+
+from iact.evaluation.comparing import compare
+from iact.evaluation.report import NUM_WORST, THRESHOLD, Protocol, Report, evaluate_predictions
+from iact.evaluation.tables import format_tables
+from iact.evaluation.text import format_comparison, format_report
+from iact.evaluation.writing import write_numbers, write_reports
+
+__all__ = [
+    "NUM_WORST",
+    "THRESHOLD",
+    "Protocol",
+    "Report",
+    "compare",
+    "evaluate_predictions",
+    "format_comparison",
+    "format_report",
+    "format_tables",
+    "write_numbers",
+    "write_reports",
+]

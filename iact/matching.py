@@ -1,0 +1,118 @@
+"""Which prediction of a file belongs to which face."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from iact import metrics
+from iact.data.faces import Face, Faces, ImageFile
+from iact.errors import InputError
+from iact.predictions import Predictions
+
+ENOUGH = 10  # faces to doubt by
+SUFFIX = re.compile(r"\.(jpe?g|png|bmp|webp|tiff?|gif|pts)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Predictions [N, K, 2] of the faces, in their order; `found` [N] is false where the file has none. `notes` are
+    clauses on how they were matched."""
+
+    landmarks: np.ndarray
+    found: np.ndarray
+    notes: tuple[str, ...]
+
+
+def match_predictions(predictions: Predictions, faces: Faces, path: Path) -> Matched:
+    """The predictions of a file for these faces, by name: that of the face, or the end of its picture's path.
+
+    Picture suffixes do not count. Where a picture holds several faces, or a file several for one, they are matched so
+    that the sum of distances is least. InputError for another number of landmarks, names that fit several pictures, or
+    when no name fits."""
+    count = faces.layout.num_landmarks
+    if predictions.landmarks.shape[1] != count:
+        raise InputError(f"{path}: expected {count} landmarks a face, got {predictions.landmarks.shape[1]}")
+    if predictions.names is None:
+        if len(predictions.landmarks) != len(faces):
+            raise InputError(f"{path}: expected names, or {len(faces)} faces, got {len(predictions.landmarks)}")
+        return Matched(predictions.landmarks, np.ones(len(faces), bool), ())
+    groups, unused = _group(predictions.names, faces, path)
+    landmarks, found = np.zeros((len(faces), count, 2)), np.zeros(len(faces), bool)
+    several = 0
+    for own, given in groups:
+        several += len(own) > 1 or len(given) > 1
+        truth = np.stack([faces.records[index].landmarks for index in own])
+        rows, columns = _assign(truth, predictions.landmarks[given])
+        landmarks[own[rows]], found[own[rows]] = predictions.landmarks[given[columns]], True
+    if not found.any():
+        raise InputError(f"{path}: no name fits a face of the split (the first is {predictions.names[0]!r})")
+    notes = (f"{unused} predictions for other pictures" if unused else "",)
+    notes += (f"faces matched to the nearest in {several} pictures with several" if several else "",)
+    return Matched(landmarks, found, tuple(filter(None, notes)))
+
+
+def doubt_first_pixel(landmarks: np.ndarray, truth: np.ndarray, first_pixel: int) -> str:
+    """A warning where landmarks [N, K, 2] of a file fit the truth better with the other of the two first pixels, 0 and
+    1, and not by the chance of these faces; else ""."""
+    if len(landmarks) < ENOUGH:
+        return ""
+    other = 1 - first_pixel
+    sides = np.ptp(truth, axis=1).max(axis=-1).clip(1)
+    errors = {pixel: metrics.nme(landmarks - pixel, truth, sides) for pixel in (first_pixel, other)}
+    better = metrics.bootstrap_interval(errors[other] - errors[first_pixel])[1] < 0
+    return f"they would fit better with --first-pixel {other}" if better else ""
+
+
+def _group(names: Sequence[str], faces: Faces, path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """Faces and predictions [2][n] of each picture, and the number of predictions for none of them."""
+    by_name = {face.name: index for index, face in enumerate(faces.records)}
+    pictures: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, face in enumerate(faces.records):
+        pictures[_parts(_picture(face))].append(index)
+    by_end: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for parts in pictures:
+        by_end[parts[-1]].append(parts)
+    given: dict[tuple[str, ...] | int, list[int]] = defaultdict(list)
+    for number, name in enumerate(names):
+        own = by_name.get(name, by_name.get(SUFFIX.sub("", name)))
+        found = _find(_parts(name), by_end, f"{path}: {name!r}") if own is None else own
+        given[() if found is None else found].append(number)
+    unused = len(given.pop((), []))
+    owns = {key: pictures[key] if isinstance(key, tuple) else [key] for key in given}
+    return [(np.array(owns[key]), np.array(numbers)) for key, numbers in given.items()], unused
+
+
+def _find(parts: tuple[str, ...], by_end: dict[str, list[tuple[str, ...]]], origin: str) -> tuple[str, ...] | None:
+    """The picture whose path ends most like this one. InputError where several do."""
+    shared = {candidate: _shared(parts, candidate) for candidate in by_end.get(parts[-1], ())}
+    best = [candidate for candidate, number in shared.items() if number == max(shared.values())]
+    if len(best) > 1:
+        raise InputError(f"{origin} fits several pictures: {', '.join('/'.join(one[-3:]) for one in sorted(best)[:2])}")
+    return best[0] if best else None
+
+
+def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """How many parts at their ends are equal."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of a path without the suffix of a picture; spaces inside it are kept."""
+    return tuple(SUFFIX.sub("", name.replace("\\", "/").strip()).split("/"))
+
+
+def _picture(face: Face) -> str:
+    return face.image.path.as_posix() if isinstance(face.image, ImageFile) else face.name
+
+
+def _assign(truth: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of faces [n, K, 2] and predictions [m, K, 2] that belong together."""
+    if len(truth) == len(given) == 1:
+        return np.zeros(1, int), np.zeros(1, int)
+    return linear_sum_assignment(np.linalg.norm(truth[:, None] - given[None], axis=-1).mean(axis=-1))
