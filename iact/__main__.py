@@ -1,4 +1,4 @@
-"""The command line, `iact train | evaluate | predict | export | check-dataset | info`, and how every program ends."""
+"""The command line, `iact train | evaluate | predict | export | demo | check-dataset | info`, and how programs end."""
 
 import argparse
 import inspect
@@ -61,6 +61,7 @@ def main() -> None:
         "evaluate": commands.evaluate,
         "predict": commands.predict,
         "export": commands.export,
+        "demo": commands.demo,
         "check-dataset": commands.check,
         "info": commands.info,
     }

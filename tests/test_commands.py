@@ -169,6 +169,7 @@ FLAGS = {
     "--first-pixel --flip-test --no-flip-test --device --amp",
     "predict": "--weights --input --out --box --whole-picture --no-whole-picture --flip-test --device --amp",
     "export": "--weights --out --format --opset --decode --no-decode --precision",
+    "demo": "--weights --port --host --no-browser --device",
     "check-dataset": "--data --root --sheet",
     "info": "",
 }

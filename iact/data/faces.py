@@ -31,15 +31,10 @@ class ImageFile:
             data = self.path.read_bytes()
         except OSError as error:
             raise InputError(f"{self.path}: the picture cannot be read ({error.strerror})") from None
-        if _is_cut_short(data):
-            raise InputError(f"{self.path}: the picture is cut short")
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error:  # an empty file, or more pixels than OpenCV takes on
-            image = None
-        if image is None:
-            raise InputError(f"{self.path}: not a picture that can be decoded")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            return decode_picture(data)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
 
     def frames(self) -> int:
         """How many pictures the file holds: more than one for an animation, or several scanned pages; 0 when it cannot
@@ -48,6 +43,19 @@ class ImageFile:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """RGB uint8 [H, W, 3] of an encoded picture, turned as its EXIF tag says; InputError where it is none."""
+    if _is_cut_short(data):
+        raise InputError("the picture is cut short")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # no bytes, or more pixels than OpenCV takes on
+        image = None
+    if image is None:
+        raise InputError("not a picture that can be decoded")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _is_cut_short(data: bytes) -> bool:

@@ -20,12 +20,12 @@ from iact.config import TrainConfig, default_epochs
 from iact.data.feed import CropBatch
 from iact.errors import InputError, TrainingPaused, TrainingStopped
 from iact.inference import predict_cuts
+from iact.stop import asked_to_stop
 from iact.training.folder import choose_folder, save_settings
 from iact.training.log import RunLog, speaker
 from iact.training.optimise import learning_rate, set_learning_rate
 from iact.training.ranks import joined
 from iact.training.run import Build, Run, build_model, prepare
-from iact.training.stop import asked_to_stop
 
 SHOW_EVERY = 50  # steps
 
