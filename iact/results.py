@@ -34,16 +34,23 @@ def face_fields(face: PredictedFace) -> dict[str, list]:
     }
 
 
+def face_columns(layout: Layout) -> list[str]:
+    """What `face_cells` are called: box_x0 ... box_y1, x and y of each landmark, their scores."""
+    points = [f"{axis}_{name}" for name in layout.names for axis in "xy"]
+    return ["box_x0", "box_y0", "box_x1", "box_y1", *points, *(f"score_{name}" for name in layout.names)]
+
+
+def face_cells(face: PredictedFace) -> list[float]:
+    """The numbers of `face_fields`, one after the other."""
+    fields = face_fields(face)
+    return [*fields["box"], *(number for point in fields["landmarks"] for number in point), *fields["scores"]]
+
+
 def write_csv(path: Path, layout: Layout, found: Found) -> None:
     """A row for each face: name, face (its number in the picture, from 0), box_x0 ... box_y1, then x and y of each
     landmark, then their scores. A picture without a face has no row."""
-    rows = [["name", "face", "box_x0", "box_y0", "box_x1", "box_y1"]]
-    rows[0] += [f"{axis}_{name}" for name in layout.names for axis in "xy"] + [f"score_{name}" for name in layout.names]
-    for name, faces in found.items():
-        for index, face in enumerate(faces):
-            fields = face_fields(face)
-            points = [number for point in fields["landmarks"] for number in point]
-            rows.append([name, index, *fields["box"], *points, *fields["scores"]])
+    rows = [["name", "face", *face_columns(layout)]]
+    rows += [[name, index, *face_cells(face)] for name, faces in found.items() for index, face in enumerate(faces)]
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     data = buffer.getvalue().encode(errors="surrogateescape")  # a name need not be UTF-8

@@ -127,7 +127,6 @@ def test_a_training_that_was_stopped_goes_on(study, tmp_path, trained, monkeypat
         ({"learning_rate": 1e-3}, "begun with learning_rate 0.002, got 0.001"),
         ({"synthetic_faces": 21}, "begun with synthetic_faces 20, got 21"),
         ({"only": ("nonsense",)}, "expected some of default, feature_attention=False, .*got 'nonsense'"),
-        ({"seeds": 0}, "seeds: expected at least 1, got 0"),
         ({"workers": 0}, "workers: expected at least 1, got 0"),
         ({"hold_out": 0.0}, "none to measure with"),
     ],

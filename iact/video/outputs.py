@@ -15,7 +15,7 @@ from iact.errors import InputError
 from iact.files import write_atomically
 from iact.layouts import Layout
 from iact.plots import draw_landmarks
-from iact.results import face_fields
+from iact.results import face_cells, face_columns, face_fields
 from iact.video.frames import Frame, Video
 from iact.video.tracking import TrackedFace
 
@@ -54,16 +54,11 @@ class _Csv:
     def __init__(self, path: Path, layout: Layout):
         self._file, self._frames = path.open("w", encoding="utf-8", newline=""), 0
         self._rows = csv.writer(self._file, lineterminator="\n")
-        header = ["frame", "time", "id", "box_x0", "box_y0", "box_x1", "box_y1"]
-        points = [f"{axis}_{name}" for name in layout.names for axis in "xy"]
-        self._rows.writerow([*header, *points, *(f"score_{name}" for name in layout.names)])
+        self._rows.writerow(["frame", "time", "id", *face_columns(layout)])
 
     def add(self, frame: Frame, faces: Sequence[TrackedFace]) -> None:
         for face in faces:
-            fields = face_fields(face)
-            points = [number for point in fields["landmarks"] for number in point]
-            about = [self._frames, round(frame.time, 4), face.id]
-            self._rows.writerow([*about, *fields["box"], *points, *fields["scores"]])
+            self._rows.writerow([self._frames, round(frame.time, 4), face.id, *face_cells(face)])
         self._frames += 1
 
     def close(self) -> None:
