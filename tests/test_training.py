@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from official_files import POINTS_68, pts, write_w300
 from run_folders import SPEEDS, command, rows, same_weights
 from safetensors.torch import load_file
 from small_training import QUICK
@@ -228,3 +229,13 @@ def test_flags_win_over_the_paper_recipe(monkeypatch):
     with pytest.raises(SystemExit):
         run_program(commands.train)
     assert asdict(seen[0]) == asdict(replace(PAPER, epochs=7))
+
+
+def test_a_face_in_profile_does_not_end_the_training(miniature, tmp_path):
+    for index in range(4):
+        write_w300(tmp_path, "helen/trainset", f"{index}a")
+    profile = [POINTS_68[36] if index == 45 else point for index, point in enumerate(POINTS_68)]
+    write_w300(tmp_path, "helen/trainset", "profile", pts(profile))
+    config = replace(QUICK, data="300w", root=tmp_path, epochs=1, hold_out=0.0, out=tmp_path / "run")
+    (row,) = rows(training.train(config))
+    assert math.isfinite(float(row["nme_training"]))

@@ -147,7 +147,9 @@ def _measure(run: Run, log: RunLog) -> float:
     predicted = np.concatenate(run.ranks.gather(own))
     truth = np.stack([face.landmarks for face in faces.measured_faces.records])
     log.picture(run.epoch, faces.measured, faces.measured_faces, predicted, layout)
-    return float(metrics.nme(predicted, truth, metrics.interocular(truth, layout)).mean())
+    ocular = metrics.interocular(truth, layout)
+    usable = metrics.usable_normaliser(ocular, truth)  # not of a face in profile
+    return float(metrics.nme(predicted[usable], truth[usable], ocular[usable]).mean()) if usable.any() else math.nan
 
 
 def _ending(run: Run, log: RunLog, seconds: float, faces: int) -> dict[str, str]:
