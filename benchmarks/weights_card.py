@@ -16,14 +16,14 @@ predictor = Predictor.from_pretrained("{name}")
 
 ## Terms
 
-Trained from nothing, on nothing but {trained_on}, of 300W (AFW, HELEN and LFPW parts; Sagonas et al. 2013). These
-pictures and annotations are for **non-commercial research**, and so are these weights: the MIT licence of the code does
-not cover them. No picture of the data set is passed on with them.
+Trained from nothing on faces of 300W (its AFW, HELEN and LFPW parts; Sagonas et al. 2013), and on nothing else:
+{trained_on}. These pictures and annotations are for **non-commercial research**, and so are these weights: the MIT
+licence of the code does not cover them. No picture of the data set is passed on with them.
 
 ## What was measured
 
-On {split}: {faces} faces that training did not see, nothing was chosen on; {epoch} epochs, the last. Boxes are those of
-the true landmarks x {margin} unless said. NME and FR (share above 10 %) in percent.
+On {split}: {faces} faces that training did not see. After {epoch} epochs; nothing was chosen on these faces. Boxes are
+those of the true landmarks x {margin} unless said. NME and FR (share above 10 %) in percent.
 
 | | NME inter-ocular [95 %] | NME inter-pupil | FR | AUC at 0.1 |
 | --- | --- | --- | --- | --- |
@@ -34,7 +34,7 @@ picture: NME {detector_nme:.2f}, FR {detector_fr:.2f} on those. Left out: whoeve
 
 ## Where it fails
 
-The same faces while one condition gets worse: NME (and mean score, which falls with it: below about 0.4 distrust the
+The same faces while one condition gets worse: NME (and mean score, which falls with it: below about 0.65 distrust the
 landmarks). As they are: {plain_nme:.2f} ({plain_score:.2f}).
 
 | condition | mild to severe: strength: NME (score) |
