@@ -31,7 +31,7 @@ from iact.files import write_atomically  # noqa: E402
 from iact.plots import contact_sheet, draw_landmarks, save_image  # noqa: E402
 
 PORTRAIT = (185.0, 85.0, 275.0, 180.0)  # the box of the landmarks in scikit-image's "astronaut"
-SHOWN = 192  # px of a picture on the sheet
+SHOWN = 160  # px of a picture on the sheet
 
 
 @dataclass(frozen=True)
