@@ -3,10 +3,11 @@
 python benchmarks/bench_export.py --device cpu --out benchmarks/results
 
 Every file gives landmarks (`iact export --decode`) and was found to agree with PyTorch when it was made. A round calls
-each of them once, so that a disturbance hits all alike; the median over the rounds and the spread between the quartiles
-are given. PyTorch is the folded network, channels_last, and the decoding op, in float32: the Predictor without cutting.
-Weights are random, or those of --weights. On a GPU, pictures are copied there and results back, PyTorch's and
-onnxruntime's (which needs the package onnxruntime-gpu) alike; AOTInductor's package is for the CPU alone."""
+each of them once, after a rest: threads that still wait for more work of one runtime would disturb the next. The median
+over the rounds and the spread between the quartiles are given. PyTorch is the folded network, channels_last, and the
+decoding op, in float32: the Predictor without cutting. Weights are random, or those of --weights. On a GPU, pictures
+are copied there and results back, PyTorch's and onnxruntime's (which needs the package onnxruntime-gpu) alike;
+AOTInductor's package is for the CPU alone."""
 
 import argparse
 import sys
@@ -34,6 +35,7 @@ from iact.layouts import WFLW  # noqa: E402
 from iact.model import fold  # noqa: E402
 
 PRECISIONS = ("fp32", "fp16", "int8")  # of ONNX
+REST = 0.1  # seconds
 Call = Callable[[torch.Tensor], object]
 
 
@@ -84,7 +86,7 @@ def rows_of(name: str, calls: dict[str, Call], chosen: argparse.Namespace, size:
     for batch in chosen.batches:
         pictures = draw_pictures(batch, size, seed=0)
         bound = {runtime: lambda call=call, pictures=pictures: call(pictures) for runtime, call in calls.items()}
-        times = interleaved(bound, chosen.seconds, 1 if chosen.quick else LEAST_ROUNDS)
+        times = interleaved(bound, chosen.seconds, 1 if chosen.quick else LEAST_ROUNDS, REST)
         rows += [{"model": name, "runtime": key, "batch": batch, **summary(found)} for key, found in times.items()]
     for row in rows:
         print(f"{name:<10} {row['runtime']:<10} {row['batch']:>3} {row['milliseconds']:>10.2f} ms +- {row['spread']}")

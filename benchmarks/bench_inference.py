@@ -24,11 +24,11 @@ from comparison import finish, parse
 from machine import ROOT
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT))
 
 import iact  # noqa: E402
+from iact.cost import count_gmac, count_parameters  # noqa: E402
 from iact.model import fold  # noqa: E402
 
 LANDMARKS = 98
@@ -116,10 +116,7 @@ def check(name: str, found: dict[str, tuple[nn.Module, torch.Tensor]]) -> None:
 
 def describe(model: nn.Module, picture: torch.Tensor) -> dict[str, float | int]:
     """Size of the input, parameters in millions, and multiply-accumulates of one picture in 10^9."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(picture)
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    work = counter.get_total_flops() / 2e9
+    work, parameters = count_gmac(model, picture), count_parameters(model)
     return {"input": picture.shape[-1], "parameters_millions": round(parameters, 2), "gmac": round(work, 2)}
 
 
@@ -138,14 +135,17 @@ def call_of(network: nn.Module, picture: torch.Tensor, batch: int, precision: st
     return call
 
 
-def interleaved(calls: dict, seconds: float, least_rounds: int) -> dict[object, list[float]]:
-    """Milliseconds of each call in each round, for about that many seconds after a round of warm-up."""
+def interleaved(calls: dict, seconds: float, least_rounds: int, rest: float = 0.0) -> dict[object, list[float]]:
+    """Milliseconds of each call in each round, for about that many seconds after a round of warm-up.
+
+    `rest`: seconds of sleep before each call, in which waiting threads of the one before go to sleep too."""
     for call in calls.values():
         call()
     found: dict[object, list[float]] = {key: [] for key in calls}
     begin, rounds = time.perf_counter(), 0
     while rounds < least_rounds or time.perf_counter() - begin < seconds:
         for key, call in calls.items():
+            time.sleep(rest)
             start = time.perf_counter()
             call()
             found[key].append((time.perf_counter() - start) * 1e3)

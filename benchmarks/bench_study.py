@@ -5,7 +5,8 @@ python benchmarks/bench_study.py --study recipe --data 300w --root DIR --model i
 Studies: the recipe, one change at a time; table5 (attention), table6 (feature attention) and figure4 (convergence of
 two losses in three networks) as in the paper. A tenth of the training split is held out, the same faces for every
 variant and seed; test faces are not read. Whatever is finished is kept in a JSON below --out, and the same command goes
-on after an interruption; more --seeds or other variants with --only join what is there."""
+on after an interruption; more --seeds or other variants with --only join what is there. What another study in --out has
+trained in the same setting is taken from it."""
 
 import json
 import shutil
@@ -17,7 +18,7 @@ from functools import partial
 from itertools import starmap
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
@@ -114,10 +115,11 @@ def carry_out(settings: Settings) -> None:
     config, chosen = settings.config(), choose(settings.study, settings.only, settings.data)
     held_out = read_held_out(config)
     begun = {"settings": describe(config), "held_out": held_out.names, "trained_on": held_out.trained_on}
+    wanted = [(variant, seed) for seed in range(settings.seeds) for variant in chosen]
     rows = rows_so_far(settings.path, begun)
+    rows += rows_of_others(settings, begun, missing(wanted, rows))
     write(settings, begun, rows)  # before a run folder is made, which only these settings may go on with
-    done = {(row["variant"], row["seed"]) for row in rows}
-    todo = [(v, seed) for seed in range(settings.seeds) for v in chosen if (v.name, seed) not in done]
+    todo = missing(wanted, rows)
     place = settings.out / "runs" / settings.name
     announce(todo, rows, replace(config, out=place / "trial"), held_out.trained_on, settings.workers)
     if any(variant.from_drawn for variant, _ in todo):
@@ -181,6 +183,22 @@ def rows_so_far(path: Path, begun: dict) -> list[dict]:
     if result["held_out"] != begun["held_out"] or result["trained_on"] != begun["trained_on"]:
         raise InputError(f"{path}: this study was begun with other faces; another --out keeps them apart")
     return result["rows"]
+
+
+def missing(wanted: list[tuple[Variant, int]], rows: list[dict]) -> list[tuple[Variant, int]]:
+    """The variants and seeds that have no row."""
+    done = {(row["variant"], row["seed"]) for row in rows}
+    return [(variant, seed) for variant, seed in wanted if (variant.name, seed) not in done]
+
+
+def rows_of_others(settings: Settings, begun: dict, wanted: list[tuple[Variant, int]]) -> list[dict]:
+    """What other studies of the same setting and faces have of these; a variant's name says all that it changes."""
+    paths = [replace(settings, study=study).path for study in get_args(StudyName) if study != settings.study]
+    results = [read_result(path) for path in paths if path.exists()]
+    same = [result for result in results if all(result[name] == begun[name] for name in begun)]
+    found = {(row["variant"], row["seed"]): row for result in same for row in result["rows"]}
+    keys = [(variant.name, seed) for variant, seed in wanted if not variant.also]  # which needs the weights
+    return [found[key] for key in keys if key in found]
 
 
 def write(settings: Settings, begun: dict, rows: list[dict]) -> None:

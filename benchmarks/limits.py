@@ -13,7 +13,7 @@ from iact.data.faces import Face, Faces
 from iact.detector import detect_faces
 from iact.evaluation import THRESHOLD
 from iact.geometry import crop_matrix, cut, landmark_box, transform_points
-from iact.inference import predict_cuts
+from iact.inference import predict_arrays
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def predict_samples(predictor: Predictor, samples: Sequence[Sample]) -> tuple[np
     matrices = np.stack([crop_matrix(sample.box, size) for sample in samples])
     cuts = np.stack([cut(sample.image, matrix, size) for sample, matrix in zip(samples, matrices, strict=True)])
     settings = {"sigma": predictor.description.sigma, "dtype": predictor.dtype}
-    return predict_cuts(
+    return predict_arrays(
         predictor.model, torch.from_numpy(cuts).permute(0, 3, 1, 2), matrices, predictor.layout, **settings
     )
 

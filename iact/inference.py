@@ -1,13 +1,12 @@
 """Pictures through the network to landmarks: the one path that evaluation, training and the predictor share."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from iact import ops
-from iact.data.crops import Crops
 from iact.errors import InputError
 from iact.geometry import from_heatmap, invert, transform_points
 from iact.heatmaps import SIGMA, window_radius
@@ -68,13 +67,6 @@ def predict_batch(
     return from_heatmap(landmarks, model.config.stride), scores
 
 
-def predict_crops(
-    model: IACT, crops: Crops, layout: Layout, *, sigma: float = SIGMA, flip_test: bool = False, dtype=None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Landmarks [N, K, 2] in *image* px (float64) and scores [N, K] of faces cut to the model's input size."""
-    return predict_cuts(model, crops.pictures, crops.matrices, layout, sigma=sigma, flip_test=flip_test, dtype=dtype)
-
-
 def predict_cuts(
     model: IACT,
     pictures: torch.Tensor,
@@ -84,15 +76,21 @@ def predict_cuts(
     sigma: float = SIGMA,
     flip_test: bool = False,
     dtype: torch.dtype | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Landmarks [N, K, 2] in *image* px (float64) and scores [N, K] of pictures uint8 [N, 3, S, S], which `matrices`
-    [N, 2, 3] mapped from image px."""
+    [N, 2, 3] mapped from image px. Both are on the model's device."""
     device = next(model.parameters()).device
-    landmarks, scores = [], []
-    for part in pictures.split(BATCH_SIZE):
-        points, score = predict_batch(
-            model, part.to(device).float(), layout, sigma=sigma, flip_test=flip_test, dtype=dtype
-        )
-        landmarks.append(points.double().cpu())
-        scores.append(score.cpu())
-    return transform_points(torch.cat(landmarks).numpy(), invert(matrices)), torch.cat(scores).numpy()
+    found = [
+        predict_batch(model, part.to(device).float(), layout, sigma=sigma, flip_test=flip_test, dtype=dtype)
+        for part in pictures.split(BATCH_SIZE)
+    ]
+    points, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return transform_points(points.double(), torch.from_numpy(invert(matrices)).to(device)), scores
+
+
+def predict_arrays(
+    model: IACT, pictures: torch.Tensor, matrices: np.ndarray, layout: Layout, **settings: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `predict_cuts` finds with these settings, as arrays."""
+    points, scores = predict_cuts(model, pictures, matrices, layout, **settings)
+    return points.cpu().numpy(), scores.cpu().numpy()

@@ -2,12 +2,19 @@
 
 NME and thresholds are in percent of the normaliser. NME is a mean *per face*: pooling the landmarks of all faces, as
 some do, gives another number as soon as faces count different landmarks. A face that was not found has an infinite NME:
-failure rate, error curve and the area under it count it as a failure at any threshold."""
+failure rate, error curve and the area under it count it as a failure at any threshold.
 
+Distances, normalisers and NME take NumPy arrays and tensors alike, and compute in float64 where these are: a training
+on a GPU measures itself there, by the same lines as files are measured."""
+
+import math
 from collections.abc import Callable
 from functools import lru_cache
+from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from iact.errors import InputError
 from iact.layouts import Layout
@@ -15,53 +22,57 @@ from iact.layouts import Layout
 AUC_STEP = 0.01  # percent between two samples of the error curve: the field's 1e-4
 MOST_KEPT = 4096  # faces, of which the draws of a bootstrap are kept in memory
 LEAST_NORMALISER = 1e-3  # of the larger side of the landmark box, see `usable_normaliser`
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
-def nme(predicted: np.ndarray, truth: np.ndarray, normaliser: np.ndarray) -> np.ndarray:
+def nme(predicted: Array, truth: Array, normaliser: Array) -> Array:
     """Mean distance between predicted and true landmarks, each [N, K, 2], over the normaliser [N]: [N] in percent.
 
     InputError when shapes differ, a number is not finite, or a normaliser is not above zero (profile faces: choose
     the faces with `usable_normaliser` and report the others)."""
-    return 100 * landmark_distances(predicted, truth).mean(axis=1) / _check_normaliser(normaliser, len(truth))
+    distances, normaliser = landmark_distances(predicted, truth), _check_normaliser(normaliser, len(truth))
+    _check_one_kind(truth=distances, normaliser=normaliser)
+    return 100 * distances.mean(axis=1) / normaliser
 
 
-def landmark_distances(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def landmark_distances(predicted: Array, truth: Array) -> Array:
     """Distances [N, K] in px between landmarks [N, K, 2]; InputError when shapes differ or a number is not finite."""
     predicted, truth = _check_landmarks(predicted, "predicted"), _check_landmarks(truth, "truth")
+    _check_one_kind(truth=truth, predicted=predicted)
     if predicted.shape != truth.shape:
-        raise InputError(f"predicted: expected the shape of truth, {truth.shape}, got {predicted.shape}")
-    return np.linalg.norm(predicted - truth, axis=-1)
+        raise InputError(f"predicted: expected the shape of truth, {tuple(truth.shape)}, got {tuple(predicted.shape)}")
+    return _lengths(predicted - truth)
 
 
-def interocular(truth: np.ndarray, layout: Layout) -> np.ndarray:
+def interocular(truth: Array, layout: Layout) -> Array:
     """Distance [N] between the outer eye corners of landmarks [N, K, 2]."""
     truth = _check_landmarks(truth, "truth", layout)
     left, right = layout.eye_corners
-    return np.linalg.norm(truth[:, left] - truth[:, right], axis=-1)
+    return _lengths(truth[:, left] - truth[:, right])
 
 
-def interpupil(truth: np.ndarray, layout: Layout) -> np.ndarray:
+def interpupil(truth: Array, layout: Layout) -> Array:
     """Distance [N] between the pupils of landmarks [N, K, 2]; a pupil is the mean of the landmarks the layout names."""
     truth = _check_landmarks(truth, "truth", layout)
     if not layout.left_pupil or not layout.right_pupil:
         raise InputError(f"layout: {layout.name!r} names no pupils, so there is no inter-pupil distance")
     left, right = truth[:, list(layout.left_pupil)].mean(axis=1), truth[:, list(layout.right_pupil)].mean(axis=1)
-    return np.linalg.norm(left - right, axis=-1)
+    return _lengths(left - right)
 
 
-def box_size(truth: np.ndarray) -> np.ndarray:
+def box_size(truth: Array) -> Array:
     """sqrt(width x height) [N] of the boxes around landmarks [N, K, 2]."""
-    return np.sqrt(np.ptp(_check_landmarks(truth, "truth"), axis=1).prod(axis=-1))
+    return _box_sides(_check_landmarks(truth, "truth")).prod(axis=-1) ** 0.5
 
 
-def usable_normaliser(normaliser: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def usable_normaliser(normaliser: Array, truth: Array) -> Array:
     """Which normalisers [N] of faces [N, K, 2] can divide an error: those above 0.1 % of the larger box side. [N] bool.
 
     That is a quarter of a pixel in a 256 px face, finer than anybody annotates, so the quotient below it is noise. The
     bound is low on purpose: published numbers count profile faces, and dropping more of them would flatter ours."""
-    sides = np.ptp(_check_landmarks(truth, "truth"), axis=1).max(axis=-1)
-    normaliser = _check_per_face(normaliser, len(sides))
-    return np.isfinite(normaliser) & (normaliser > LEAST_NORMALISER * sides)
+    sides = _box_sides(_check_landmarks(truth, "truth"))
+    normaliser, library = _check_per_face(normaliser, len(sides)), _library(sides)
+    return library.isfinite(normaliser) & (normaliser > LEAST_NORMALISER * library.amax(sides, -1))
 
 
 def normalised_mean_flicker(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -73,7 +84,7 @@ def normalised_mean_flicker(predicted: np.ndarray, truth: np.ndarray) -> float:
     predicted, truth = _check_landmarks(predicted, "predicted"), _check_landmarks(truth, "truth")
     if predicted.shape != truth.shape or len(truth) < 2:
         raise InputError(f"predicted: expected landmarks of 2 frames or more, as truth has, got {predicted.shape}")
-    changes = np.linalg.norm(np.diff(predicted - truth, axis=0), axis=-1)
+    changes = _lengths(np.diff(predicted - truth, axis=0))
     return 100 * float(np.sqrt(np.mean((changes / _check_normaliser(box_size(truth), len(truth))[1:, None]) ** 2)))
 
 
@@ -146,6 +157,26 @@ def _draws(faces: int, resamples: int, seed: int) -> np.ndarray:
     return np.array([np.bincount(each, minlength=faces) for each in drawn], np.float64)
 
 
+def _library(array: Array) -> ModuleType:
+    """What computes with it: NumPy or PyTorch, whose functions used here have the same names."""
+    return torch if isinstance(array, torch.Tensor) else np
+
+
+def _lengths(vectors: Array) -> Array:
+    return (vectors**2).sum(axis=-1) ** 0.5
+
+
+def _box_sides(landmarks: Array) -> Array:
+    """Width and height [N, 2] of the boxes around landmarks [N, K, 2]."""
+    library = _library(landmarks)
+    return library.amax(landmarks, 1) - library.amin(landmarks, 1)
+
+
+def _in_doubles(array: Array, argument: str) -> Array:
+    """Where it is: a tensor stays one, on its device."""
+    return array.double() if isinstance(array, torch.Tensor) else _as_floats(array, argument)
+
+
 def _as_floats(array: np.ndarray, argument: str) -> np.ndarray:
     try:
         return np.asarray(array, np.float64)
@@ -153,29 +184,37 @@ def _as_floats(array: np.ndarray, argument: str) -> np.ndarray:
         raise InputError(f"{argument}: expected an array of numbers, got {type(array).__name__} ({error})") from error
 
 
-def _check_landmarks(array: np.ndarray, argument: str, layout: Layout | None = None) -> np.ndarray:
-    array = _as_floats(array, argument)
+def _check_one_kind(truth: Array, **other: Array) -> None:
+    (name, array), *_ = other.items()
+    if _library(array) is not _library(truth):
+        raise InputError(f"{name}: expected {type(truth).__name__}, as the truth is, got {type(array).__name__}")
+
+
+def _check_landmarks(array: Array, argument: str, layout: Layout | None = None) -> Array:
+    array = _in_doubles(array, argument)
+    library = _library(array)
     count = layout.num_landmarks if layout else array.shape[1] if array.ndim == 3 else "K"
     if array.ndim != 3 or array.shape[1:] != (count, 2) or count == 0:
-        raise InputError(f"{argument}: expected landmarks [N, {count or 'K'}, 2], got an array of shape {array.shape}")
-    if not np.isfinite(array).all():
-        face, landmark, axis = np.argwhere(~np.isfinite(array))[0]
+        got = f"an array of shape {tuple(array.shape)}"
+        raise InputError(f"{argument}: expected landmarks [N, {count or 'K'}, 2], got {got}")
+    if not library.isfinite(array).all():
+        face, landmark, axis = library.argwhere(~library.isfinite(array))[0].tolist()
         got = f"{array[face, landmark, axis]} for landmark {landmark} of face {face}"
         raise InputError(f"{argument}: expected finite numbers, got {got}")
     return array
 
 
-def _check_per_face(normaliser: np.ndarray, faces: int) -> np.ndarray:
-    normaliser = _as_floats(normaliser, "normaliser")
+def _check_per_face(normaliser: Array, faces: int) -> Array:
+    normaliser = _in_doubles(normaliser, "normaliser")
     if normaliser.shape != (faces,):
-        raise InputError(f"normaliser: expected shape ({faces},), one per face, got {normaliser.shape}")
+        raise InputError(f"normaliser: expected shape ({faces},), one per face, got {tuple(normaliser.shape)}")
     return normaliser
 
 
-def _check_normaliser(normaliser: np.ndarray, faces: int) -> np.ndarray:
+def _check_normaliser(normaliser: Array, faces: int) -> Array:
     normaliser = _check_per_face(normaliser, faces)
-    bad = np.flatnonzero(~(np.isfinite(normaliser) & (normaliser > 0)))
-    if len(bad):
+    bad = _library(normaliser).argwhere(~((normaliser > 0) & (normaliser < math.inf))).ravel().tolist()
+    if bad:
         listed = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         raise InputError(f"normaliser: expected finite numbers above zero, got {normaliser[bad[0]]} (faces {listed})")
     return normaliser

@@ -12,7 +12,7 @@ from iact.checkpoint import Description, load_weights
 from iact.detector import Detector, detect_faces, to_landmark_boxes
 from iact.errors import InputError
 from iact.geometry import crop_matrix, cut
-from iact.inference import find_device, find_precision, predict_cuts
+from iact.inference import find_device, find_precision, predict_arrays
 from iact.layouts import Layout
 from iact.model import IACT, fold
 
@@ -117,7 +117,7 @@ class Predictor:
         """The faces of each image."""
         if not any(len(one.boxes) for one in cuts):
             return [[] for _ in cuts]
-        landmarks, scores = predict_cuts(
+        landmarks, scores = predict_arrays(
             self.model,
             torch.from_numpy(np.concatenate([one.pictures for one in cuts])).permute(0, 3, 1, 2),
             np.concatenate([one.matrices for one in cuts]),

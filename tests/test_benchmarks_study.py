@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from iact import metrics
 from iact.config import PAPER, TrainConfig
 from iact.data import read_faces
 from iact.errors import InputError, TrainingPaused, TrainingStopped
-from iact.inference import predict_crops
+from iact.inference import predict_arrays
 from iact.layouts import W300
 from iact.model import SIZES
 from iact.training import loop
@@ -103,6 +104,20 @@ def test_what_is_there_is_not_trained_again(study, tmp_path, trained):
     assert [row["errors"] for row in result_of(finished)["rows"]] == [row["errors"] for row in result_of(study)["rows"]]
 
 
+def test_what_another_study_has_trained_is_taken_from_it(study, tmp_path, trained):
+    copied(study, tmp_path, 2)
+    settings = replace(study, study="table5", only=("block=vit",), out=tmp_path)
+    bench_study.main(settings)
+    assert [(config.seed, config.block) for config in trained] == [(0, "vit"), (1, "spatial"), (1, "vit")]
+    rows = {(row["variant"], row["seed"]): row for row in result_of(settings)["rows"]}
+    assert rows["default", 0] == result_of(study)["rows"][0]
+    assert rows["default", 1]["errors"] == result_of(study)["rows"][2]["errors"]
+    begun = {name: result_of(study)[name] for name in ("settings", "held_out", "trained_on")}
+    wanted = [(studies.STUDIES["table5"][0], seed) for seed in range(3)]
+    assert [row["seed"] for row in bench_study.rows_of_others(settings, begun, wanted)] == [0]
+    assert bench_study.rows_of_others(settings, begun | {"trained_on": 15}, wanted) == []
+
+
 def test_a_training_that_was_stopped_goes_on(study, tmp_path, trained, monkeypatch):
     settings, steps = copied(study, tmp_path, 3), []
 
@@ -180,10 +195,10 @@ def test_the_same_weights_are_measured_in_other_ways(tmp_path, trained, capsys):
 def test_errors_are_those_of_the_predictor():
     config = replace(QUICK.config(), sigma=1.0)
     held_out = study_training.read_held_out(config)
-    network = studies.builder("iact")(config, 68).eval()
+    cuts, network = held_out.crops, studies.builder("iact")(config, 68).eval()
     truth = np.stack([face.landmarks for face in held_out.faces.records])
     for flip_test in (False, True):
-        predicted, _ = predict_crops(network, held_out.crops, W300, sigma=1.0, flip_test=flip_test)
+        predicted, _ = predict_arrays(network, cuts.pictures, cuts.matrices, W300, sigma=1.0, flip_test=flip_test)
         expected = metrics.nme(predicted, truth, metrics.interocular(truth, W300))
         errors = study_training.errors_of(network, held_out, config, studies.Measuring(flip_test=flip_test))
         np.testing.assert_allclose(errors, expected, atol=6e-4)
@@ -219,40 +234,12 @@ def test_a_variant_that_diverges_does_not_end_the_study(study, tmp_path, monkeyp
     assert f"| {OFF} (no numbers for seed 0, 1) | - |" in table and "| default (no numbers for seed 1) | " in table
 
 
-def test_differences_are_paired_over_faces_and_need_all_seeds():
-    random = np.random.default_rng(0)
-    faces = random.gamma(4.0, 1.0, 200)  # far apart from each other, but each close to itself
-    default = {seed: faces + random.normal(0, 0.05, 200) for seed in (0, 1)}
-    same = study_report.compare(default, default)
-    assert (same["difference"], same["interval_95"], same["verdict"]) == (0.0, [0.0, 0.0], "undecided")
-    worse = study_report.compare({seed: nme + 0.1 for seed, nme in default.items()}, default)
-    assert worse["difference"] == pytest.approx(0.1) and worse["verdict"] == "worse"
-    noisy = {seed: faces - 0.1 + random.normal(0, 0.05, 200) for seed in (0, 1)}
-    better = study_report.compare(noisy, default)
-    low, high = better["interval_95"]
-    assert better["verdict"] == "better" and low < -0.1 < high < 0 and high - low < 0.05
-    torn = study_report.compare({0: default[0] + 0.3, 1: default[1] - 0.1}, default)
-    assert torn["interval_95"][0] > 0 and torn["verdict"] == "undecided"
-    assert study_report.compare({2: faces, 1: default[1]}, default)["seeds_compared"] == 1
-    assert study_report.compare({2: faces}, default) is None
-
-
-def test_the_summary_of_a_variant_is_over_faces_and_seeds():
-    errors = {0: [1.0, 3.0, 12.0, 4.0], 1: [2.0, 4.0, 11.0, 5.0]}
-    rows = [
-        {"variant": "default", "against": "", "seed": seed, "minutes": 1.0 + seed, "errors": errors[seed]}
-        for seed in (0, 1)
-    ]
-    (entry,) = study_report.summarise(rows)
-    assert entry["nme"] == 5.25 and entry["between_seeds"] == pytest.approx(0.5 / 2**0.5)
-    assert entry["fr_0.1"] == 25.0 and entry["minutes"] == 1.5 and "difference" not in entry
-    assert entry["auc_0.1"] == pytest.approx(np.mean([metrics.auc(np.array(nme), 10.0) for nme in errors.values()]))
-
-
 def test_variants_change_what_they_say():
     for name, variants in studies.STUDIES.items():
         names = [variant.name for variant in variants]
         assert len({*names}) == len(names), name
+        for other in chain.from_iterable(studies.STUDIES.values()):  # one study takes another's by name
+            assert all(replace(v, also={}) == replace(other, also={}) for v in variants if v.name == other.name)
         assert all(variant.against in ("", *names) for variant in variants)
         assert len({repr((variant.changes, variant.network, variant.from_drawn)) for variant in variants}) == len(names)
     recipe = {variant.name: replace(TrainConfig(), **variant.changes) for variant in studies.STUDIES["recipe"]}
@@ -286,15 +273,3 @@ def test_other_networks_have_our_head(name):
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in network.head.parameters())
     assert [m.shape[-1] for m in network.features(torch.randn(1, 3, 64, 64))] == [16, 8, 4, 2]
     assert sum(weight.grad is None for weight in network.features.parameters()) == 0
-
-
-def test_curves_show_each_variant_once(tmp_path):
-    rows = [
-        {"variant": name, "seed": seed, "curve": [9.0 - seed, 5.0, 3.0]}
-        for seed in (0, 1)
-        for name in ("iact/smooth_wing", "iact/adaptive_wing")
-    ]
-    curves = study_report.curves_of([*rows, {"variant": "flip_test", "seed": 0}])
-    assert {name: curve.shape for name, curve in curves.items()} == dict.fromkeys(curves, (2, 3)) and len(curves) == 2
-    study_report.plot_curves(curves, "figure4", tmp_path / "curves.png")
-    assert cv2.imread(str(tmp_path / "curves.png")).std() > 10

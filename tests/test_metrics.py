@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -145,10 +146,36 @@ def test_a_face_that_was_not_found_is_a_failure_at_any_threshold():
 
 
 def test_tensors_are_measured_as_arrays_are():
-    """What a trainer holds as tensors has the numbers that files have."""
+    """What a trainer holds on its device has the numbers that files have, and stays there."""
     predicted, truth = np.random.default_rng(0).uniform(0, 100, (2, 5, 98, 2))
-    tensors = torch.from_numpy(predicted), torch.from_numpy(truth)
-    assert (nme(*tensors, interocular(tensors[1], WFLW)) == nme(predicted, truth, interocular(truth, WFLW))).all()
+    for measure in (partial(interocular, layout=WFLW), partial(interpupil, layout=WFLW), box_size):
+        found = measure(torch.from_numpy(truth))
+        assert isinstance(found, torch.Tensor)
+        np.testing.assert_allclose(found, measure(truth), rtol=1e-13)
+        expected = nme(predicted, truth, measure(truth))
+        errors = nme(torch.from_numpy(predicted), torch.from_numpy(truth), found)
+        assert isinstance(errors, torch.Tensor)
+        np.testing.assert_allclose(errors, expected, rtol=1e-13)
+        tiny = found * torch.tensor([1, 1e-9, 1, np.nan, 1])
+        usable = usable_normaliser(tiny, torch.from_numpy(truth))
+        assert isinstance(usable, torch.Tensor) and usable.tolist() == [True, False, True, False, True]
+
+
+def test_bad_tensors_are_refused_as_arrays_are():
+    good, bad = torch.zeros(2, 3, 2), torch.zeros(2, 3, 2)
+    bad[1, 2, 0] = torch.nan
+    with pytest.raises(InputError, match="predicted: expected finite numbers, got nan for landmark 2 of face 1"):
+        nme(bad, good, torch.ones(2))
+    with pytest.raises(InputError, match=r"expected the shape of truth, \(2, 3, 2\), got \(1, 3, 2\)"):
+        nme(good[:1], good, torch.ones(2))
+    with pytest.raises(InputError, match=r"above zero, got 0.0 \(faces 1\)"):
+        nme(good, good, torch.tensor([1.0, 0.0]))
+    with pytest.raises(InputError, match=r"normaliser: expected shape \(2,\), one per face, got \(3,\)"):
+        nme(good, good, torch.ones(3))
+    with pytest.raises(InputError, match="predicted: expected ndarray, as the truth is, got Tensor"):
+        nme(good, good.numpy(), np.ones(2))
+    with pytest.raises(InputError, match="normaliser: expected Tensor, as the truth is, got ndarray"):
+        nme(good, good, np.ones(2))
 
 
 def test_auc_at_its_ends():

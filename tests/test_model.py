@@ -4,9 +4,9 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import iact
+from iact.cost import count_gmac, count_parameters
 from iact.errors import InputError
 from iact.model import SIZES, create_model, normalise
 from iact.model.iact import Head
@@ -19,9 +19,7 @@ ONE_BLOCK = dict(depths=(1, 1, 1), fusion_depths=(1, 1, 1))
 
 def _cost(model: torch.nn.Module, size: int) -> tuple[float, float]:
     """Parameters in millions and multiply-accumulates in thousands of millions, for one picture."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 3, size, size))
-    return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9
+    return count_parameters(model), count_gmac(model.eval(), torch.zeros(1, 3, size, size))
 
 
 def _defined(self: Head, c_map: torch.Tensor, fused: list[torch.Tensor]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from iact.data import read_faces
 from iact.data.crops import cut_faces
 from iact.data.synthetic import draw_face
 from iact.geometry import CROP_MARGIN, landmark_box
-from iact.inference import predict_crops
+from iact.inference import predict_arrays
 from iact.layouts import W300, WFLW
 from iact.metrics import interocular, nme
 from iact.model import IACT, SIZES
@@ -85,7 +85,11 @@ def test_the_flip_test_needs_the_mirror_pairs(own_run, root):
     crops, truth = cut_faces(faces, 64, CROP_MARGIN), np.stack([face.landmarks for face in faces.records])
     unpaired = replace(description.layout, mirror=tuple(range(5)))
     right, wrong = (
-        nme(predict_crops(model, crops, layout, flip_test=True)[0], truth, interocular(truth, faces.layout)).mean()
+        nme(
+            predict_arrays(model, crops.pictures, crops.matrices, layout, flip_test=True)[0],
+            truth,
+            interocular(truth, faces.layout),
+        ).mean()
         for layout in (description.layout, unpaired)
     )
     assert right < 20 and wrong > 1.5 * right

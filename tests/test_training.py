@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 from small_training import QUICK
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from iact import commands, training
+from iact import commands, metrics, training
 from iact.__main__ import run as run_program
 from iact.checkpoint import Description, load_weights, save_weights
 from iact.config import PAPER
 from iact.data import Face, Faces, read_faces
+from iact.data.crops import cut_faces
 from iact.errors import InputError, TrainingStopped
+from iact.geometry import CROP_MARGIN
+from iact.inference import predict_arrays
 from iact.layouts import COFW, W300
 from iact.model import create_model
 from iact.training import loop, run
@@ -49,6 +52,17 @@ def test_the_weights_say_how_they_were_chosen(run_folder):
     assert (best.epoch, last.epoch) == (1 + int(np.argmin(nmes)), 3)
     assert (best.chosen_on, last.chosen_on) == ("2 held-out training faces", "")
     assert best.layout is W300 and best.trained_on == "synthetic train, 22 faces"
+
+
+def test_the_trainer_measures_what_a_file_of_predictions_would_show(run_folder):
+    model, description = load_weights(run_folder / "last.safetensors")
+    faces = read_faces("synthetic", None, "train", layout=W300, count=24, seed=run.FACES_SEED)
+    _, aside = run.hold_out(faces, QUICK.hold_out, run.FACES_SEED)
+    crops = cut_faces(aside, model.config.input_size, CROP_MARGIN)
+    predicted, _ = predict_arrays(model, crops.pictures, crops.matrices, W300, sigma=description.sigma)
+    truth = np.stack([face.landmarks for face in aside.records])
+    nme = metrics.nme(predicted, truth, metrics.interocular(truth, W300)).mean()
+    assert float(rows(run_folder)[-1]["nme_held_out"]) == pytest.approx(nme, rel=1e-4)  # as many digits are logged
 
 
 def test_the_seed_decides_the_weights(miniature, small_run, tmp_path):

@@ -23,7 +23,7 @@ from iact.evaluation import (
     write_reports,
 )
 from iact.evaluation.cutting import RULES, BoxRule, cut_by
-from iact.inference import Precision, find_device, find_precision, predict_cuts
+from iact.inference import Precision, find_device, find_precision, predict_arrays
 from iact.layouts import LAYOUTS, WFLW, Layout
 from iact.matching import doubt_first_pixel, match_predictions
 from iact.predictions import read_predictions
@@ -105,7 +105,7 @@ def measure(
     dtype = find_precision(amp, target)
     pictures, matrices, found = cut_by(boxes, faces, model.config.input_size, description.layout, detector)
     settings = {"sigma": description.sigma, "flip_test": flip_test, "dtype": dtype}
-    own, _ = predict_cuts(model.to(target), pictures, matrices, description.layout, **settings)
+    own, _ = predict_arrays(model.to(target), pictures, matrices, description.layout, **settings)
     predicted = np.zeros((len(faces), faces.layout.num_landmarks, 2))
     predicted[found] = convert_landmarks(own, description.layout, faces.layout)
     chosen = f"chosen on {description.chosen_on}" if description.chosen_on else "the last, chosen on nothing"

@@ -20,6 +20,7 @@ from iact.config import TrainConfig, default_epochs
 from iact.data.feed import CropBatch
 from iact.errors import InputError, TrainingPaused, TrainingStopped
 from iact.inference import predict_cuts
+from iact.layouts import Layout
 from iact.stop import asked_to_stop
 from iact.training.folder import choose_folder, save_settings
 from iact.training.log import RunLog, speaker
@@ -133,23 +134,29 @@ def _finish_epoch(run: Run, log: RunLog) -> None:
 
 def _measure(run: Run, log: RunLog) -> float:
     """The mean NME (%) of the averaged model on the measured faces, whose picture goes to the log. Each rank predicts
-    its share of them, none twice."""
+    and measures its share of them on its device, none twice."""
     faces, layout = run.faces, run.faces.layout
     share = run.ranks.share(len(faces.measured))
-    own = predict_cuts(
+    own, _ = predict_cuts(
         run.averaged.module,
         faces.measured.pictures[share],
         faces.measured.matrices[share],
         layout,
         sigma=run.config.sigma,
         dtype=run.dtype,
-    )[0]
-    predicted = np.concatenate(run.ranks.gather(own))
-    truth = np.stack([face.landmarks for face in faces.measured_faces.records])
+    )
+    truth = torch.from_numpy(np.stack([face.landmarks for face in faces.measured_faces.records])).to(own)[share]
+    predicted = np.concatenate(run.ranks.gather(own.cpu().numpy()))
     log.picture(run.epoch, faces.measured, faces.measured_faces, predicted, layout)
+    errors = np.concatenate(run.ranks.gather(_errors(own, truth, layout)))
+    return float(errors.mean()) if len(errors) else math.nan
+
+
+def _errors(predicted: torch.Tensor, truth: torch.Tensor, layout: Layout) -> np.ndarray:
+    """The NME (%) of each face that is not in profile, of landmarks [N, K, 2]."""
     ocular = metrics.interocular(truth, layout)
-    usable = metrics.usable_normaliser(ocular, truth)  # not of a face in profile
-    return float(metrics.nme(predicted[usable], truth[usable], ocular[usable]).mean()) if usable.any() else math.nan
+    usable = metrics.usable_normaliser(ocular, truth)
+    return metrics.nme(predicted[usable], truth[usable], ocular[usable]).cpu().numpy()
 
 
 def _ending(run: Run, log: RunLog, seconds: float, faces: int) -> dict[str, str]:
