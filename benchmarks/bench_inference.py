@@ -138,14 +138,17 @@ def call_of(network: nn.Module, picture: torch.Tensor, batch: int, precision: st
 def interleaved(calls: dict, seconds: float, least_rounds: int, rest: float = 0.0) -> dict[object, list[float]]:
     """Milliseconds of each call in each round, for about that many seconds after a round of warm-up.
 
-    `rest`: seconds of sleep before each call, in which waiting threads of the one before go to sleep too."""
+    `rest`: seconds of sleep before each call, in which waiting threads of the one before go to sleep too, and a call that
+    wakes its own and is not timed."""
     for call in calls.values():
         call()
     found: dict[object, list[float]] = {key: [] for key in calls}
     begin, rounds = time.perf_counter(), 0
     while rounds < least_rounds or time.perf_counter() - begin < seconds:
         for key, call in calls.items():
-            time.sleep(rest)
+            if rest:
+                time.sleep(rest)
+                call()
             start = time.perf_counter()
             call()
             found[key].append((time.perf_counter() - start) * 1e3)
