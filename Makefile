@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 READY := $(if $(filter .venv/bin/python,$(VENV)),.venv/built,extension)
-GPU_BENCHMARKS := ops attention_block inference training
+GPU_BENCHMARKS := ops attention_block inference predictor training
 
 .NOTPARALLEL:
 .PHONY: train test gpu gpu-tests gpu-sanitizer gpu-benchmarks extension

@@ -138,8 +138,8 @@ def call_of(network: nn.Module, picture: torch.Tensor, batch: int, precision: st
 def interleaved(calls: dict, seconds: float, least_rounds: int, rest: float = 0.0) -> dict[object, list[float]]:
     """Milliseconds of each call in each round, for about that many seconds after a round of warm-up.
 
-    `rest`: seconds of sleep before each call, in which waiting threads of the one before go to sleep too, and a call that
-    wakes its own and is not timed."""
+    `rest`: seconds of sleep before each call, in which waiting threads of the one before go to sleep too, and a call
+    that wakes its own and is not timed."""
     for call in calls.values():
         call()
     found: dict[object, list[float]] = {key: [] for key in calls}

@@ -3,11 +3,12 @@
 python benchmarks/bench_predictor.py --device cpu --out benchmarks/results
 
 Parts: detect (Haar, and YuNet where its model is given), cut (boxes to the network's input), network (with the way to
-the device and the normalisation), decode (heatmaps to image px on the host). Beside them the whole call, with boxes
-given and with the detector. The parts together are first compared with the whole. A batch is that many faces of one
-image: a drawn face, 640 px, whose box is shifted a little. Weights are random, and sampling offsets of half a pixel.
---seconds is for all rounds of a network and a batch. A first call is the median of several new processes, in which
-"import" is `import iact` with torch, "load" from_pretrained, "first" and "second" a face with its box."""
+the device and the normalisation; of one face on a GPU also without its CUDA graph), decode (heatmaps to image px on the
+host). Beside them the whole call, with boxes given and with the detector. The parts together are first compared with
+the whole. A batch is that many faces of one image: a drawn face, 640 px, whose box is shifted a little. Weights are
+random, and sampling offsets of half a pixel. --seconds is for all rounds of a network and a batch. A first call is the
+median of several new processes, in which "import" is `import iact` with torch, "load" from_pretrained, "first" and
+"second" a face with its box."""
 
 import argparse
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from tables import file_name
 sys.path.insert(0, str(ROOT))
 
 from iact import Predictor, ops  # noqa: E402
+from iact.capture import PictureGraph  # noqa: E402
 from iact.checkpoint import Description, save_weights  # noqa: E402
 from iact.data.synthetic import draw_face  # noqa: E402
 from iact.detector import YuNet, detect_faces  # noqa: E402
@@ -77,10 +80,10 @@ def parts(predictor: Predictor, image: np.ndarray, boxes: np.ndarray) -> dict[st
     one, model, device = predictor._cut(image, boxes), predictor.model, predictor.device
 
     @torch.no_grad()
-    def network() -> torch.Tensor:
+    def network(forward: Callable = model) -> torch.Tensor:
         pictures = torch.from_numpy(one.pictures).permute(0, 3, 1, 2).to(device).float()
         with autocast(device, predictor.dtype):
-            heatmaps = model(normalise(pictures).contiguous(memory_format=torch.channels_last))
+            heatmaps = forward(normalise(pictures).contiguous(memory_format=torch.channels_last))
         if device.type == "cuda":
             torch.cuda.synchronize()
         return heatmaps
@@ -94,7 +97,10 @@ def parts(predictor: Predictor, image: np.ndarray, boxes: np.ndarray) -> dict[st
 
     whole = np.stack([face.landmarks for face in predictor(image, boxes)])
     np.testing.assert_allclose(decode(), whole, rtol=0, atol=0.05)
-    return {"cut": lambda: predictor._cut(image, boxes), "network": network, "decode": decode}
+    calls = {"cut": lambda: predictor._cut(image, boxes), "network": network, "decode": decode}
+    if isinstance(model, PictureGraph) and len(boxes) == 1:
+        calls["network, no graph"] = partial(network, model.network)
+    return calls
 
 
 def steady(chosen: argparse.Namespace, name: str, weights: Path, dtype: str) -> Iterator[dict]:

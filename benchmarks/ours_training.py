@@ -17,12 +17,12 @@ from machine import ROOT
 sys.path.insert(0, str(ROOT))
 
 from iact import ops  # noqa: E402
+from iact.capture import Captured  # noqa: E402
 from iact.config import TrainConfig  # noqa: E402
 from iact.data.augment import Batch, augment  # noqa: E402
 from iact.data.feed import Feed  # noqa: E402
 from iact.model import transformer  # noqa: E402
 from iact.training import step as training_step  # noqa: E402
-from iact.training.capture import Captured  # noqa: E402
 from iact.training.loop import train_step  # noqa: E402
 from iact.training.ranks import Ranks  # noqa: E402
 from iact.training.run import prepare  # noqa: E402

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from iact.capture import Captured
 from iact.config import TrainConfig
 from iact.data.augment import NUMBERS, augment
 from iact.data.feed import CropBatch
@@ -18,7 +19,6 @@ from iact.layouts import Layout
 from iact.losses import landmark_loss
 from iact.model import IACT, normalise
 from iact.model.transformer import Block
-from iact.training.capture import Captured
 from iact.training.ranks import Ranks
 
 

@@ -10,7 +10,7 @@ from run_folders import rows
 from small_training import QUICK
 
 from iact import training
-from iact.training.capture import WARM_UP, Captured
+from iact.capture import WARM_UP, Captured
 
 pytestmark = [
     pytest.mark.usefixtures("miniature"),

@@ -1,8 +1,11 @@
 """CUDA graphs: a function of tensors is recorded once, and from then on started by one call from the host."""
 
+import warnings
 from collections.abc import Callable
+from threading import Lock
 
 import torch
+from torch import nn
 
 WARM_UP = 3  # calls before the recording: libraries choose their algorithms, memory settles
 
@@ -54,3 +57,20 @@ class Captured:
             self.say(f"no CUDA graph, the host starts every kernel: {str(error).splitlines()[0]}")
         else:
             self.graph = graph
+
+
+class PictureGraph(nn.Module):
+    """A network on a GPU whose answer to a single picture runs as a CUDA graph: for one picture the host would need
+    longer to start the kernels than the GPU to run them. It is not trained any more; threads may share it."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.config, self.lock = network, network.config, Lock()
+        self.captured = Captured(network, warnings.warn)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the network makes of pictures [B, 3, S, S] of one size, memory format and dtype of computation."""
+        if len(pictures) > 1:
+            return self.network(pictures)
+        with self.lock:  # until the result is copied, which the next call overwrites
+            return self.captured(pictures).clone()

@@ -1,0 +1,47 @@
+"""What a network by CUDA graph does beside the graph, which tests/gpu has."""
+
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from iact import capture
+from iact.capture import PictureGraph
+
+
+class Overwriting:
+    """A captured function without a GPU: each call overwrites the result of the one before, slowly."""
+
+    def __init__(self, function, say):
+        self.function, self.result, self.calls = function, torch.zeros(1, 3, 4, 4), 0
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        for row, given in zip(self.result.flatten(1), self.function(pictures).flatten(1), strict=True):
+            for index in range(len(given)):
+                row[index] = given[index]
+        return self.result
+
+
+@pytest.fixture
+def network(monkeypatch) -> PictureGraph:
+    monkeypatch.setattr(capture, "Captured", Overwriting)
+    doubling = nn.Sequential(nn.Identity())
+    doubling.forward = lambda pictures: 2 * pictures
+    doubling.config = SimpleNamespace(stride=4)
+    return PictureGraph(doubling)
+
+
+def test_only_single_pictures_go_through_the_graph(network):
+    assert network.config.stride == 4
+    assert network(torch.ones(2, 3, 4, 4)).eq(2).all() and network.captured.calls == 0
+    assert network(torch.ones(1, 3, 4, 4)).eq(2).all() and network.captured.calls == 1
+
+
+def test_a_result_outlives_the_next_call_also_in_another_thread(network):
+    pictures = [torch.full((1, 3, 4, 4), float(number)) for number in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(network, pictures))
+    assert [result.unique().tolist() for result in found] == [[2.0 * number] for number in range(40)]
