@@ -24,6 +24,7 @@ from tables import file_name
 
 sys.path.insert(0, str(ROOT))
 
+from iact.__main__ import end  # noqa: E402
 from iact.checkpoint import Description, load_weights, save_weights  # noqa: E402
 from iact.export import export_model  # noqa: E402
 from iact.export.onnx_graph import open_onnx  # noqa: E402
@@ -123,4 +124,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

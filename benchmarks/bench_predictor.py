@@ -30,6 +30,7 @@ from tables import file_name
 sys.path.insert(0, str(ROOT))
 
 from iact import Predictor, ops  # noqa: E402
+from iact.__main__ import end  # noqa: E402
 from iact.capture import PictureGraph  # noqa: E402
 from iact.checkpoint import Description, save_weights  # noqa: E402
 from iact.data.synthetic import draw_face  # noqa: E402
@@ -177,4 +178,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -46,6 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT))
 
+from iact.__main__ import end  # noqa: E402
 from iact.config import TrainConfig  # noqa: E402
 from iact.data import Faces, read_faces  # noqa: E402
 from iact.layouts import WFLW  # noqa: E402
@@ -291,4 +292,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

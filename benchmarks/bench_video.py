@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from made_video import RATE, MadeVideo  # noqa: E402
 
+from iact.__main__ import end  # noqa: E402
 from iact.data import read_faces  # noqa: E402
 from iact.data.synthetic import draw_face  # noqa: E402
 from iact.geometry import landmark_box  # noqa: E402
@@ -175,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

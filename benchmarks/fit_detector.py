@@ -11,6 +11,7 @@ from machine import ROOT, write_result
 
 sys.path.insert(0, str(ROOT))
 
+from iact.__main__ import end  # noqa: E402
 from iact.data import read_faces  # noqa: E402
 from iact.detector import (  # noqa: E402
     HAAR_TO_LANDMARKS,
@@ -97,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

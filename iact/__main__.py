@@ -12,16 +12,24 @@ from iact.errors import InputError, TrainingPaused, TrainingStopped
 
 
 def run(program: Callable | dict[str, Callable], prog: str | None = None) -> None:
-    """Runs `program`, or one of several by name, with arguments from the command line.
+    """Runs `program`, or one of several by name, with arguments from the command line, and ends as `end` does."""
+
+    def chosen() -> int | None:
+        if isinstance(program, dict):
+            programs = {name: _with_recipe(function) for name, function in program.items()}
+            return tyro.extras.subcommand_cli_from_dict(programs, prog=prog)
+        return tyro.cli(_with_recipe(program), prog=prog)
+
+    end(chosen)
+
+
+def end(program: Callable[[], int | None]) -> None:
+    """Runs the program and ends with the exit code that it returns, 0 for none.
 
     Input that cannot be used ends in one sentence and exit code 2, a run that cannot go on in one sentence and exit
     code 1, Ctrl-C in exit code 130, or 0 where a training has left a checkpoint."""
     try:
-        if isinstance(program, dict):
-            programs = {name: _with_recipe(function) for name, function in program.items()}
-            code = tyro.extras.subcommand_cli_from_dict(programs, prog=prog)
-        else:
-            code = tyro.cli(_with_recipe(program), prog=prog)
+        code = program()
     except InputError as error:
         code = _say(error, 2)
     except TrainingStopped as error:

@@ -215,3 +215,23 @@ def test_make_gpu_without_a_gpu_is_one_sentence_and_exit_code_2(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert "make gpu needs an NVIDIA GPU, and nvidia-smi lists none here" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bench_training.py --root",
+        "bench_export.py --weights",
+        "bench_video.py --weights",
+        "fit_detector.py --root",
+        "bench_predictor.py --quick --models iact_t --dtypes fp32 --detector-model",
+    ],
+)
+def test_files_that_are_not_there_end_a_benchmark_in_one_sentence(command, tmp_path):
+    program, *arguments = command.split()
+    missing = tmp_path / "missing"
+    found = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / program, *arguments, missing], capture_output=True, text=True
+    )
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert found.stderr.splitlines()[-1].startswith(f"error: {missing}: ")
