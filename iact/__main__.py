@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -26,12 +27,16 @@ def run(program: Callable | dict[str, Callable], prog: str | None = None) -> Non
 def end(program: Callable[[], int | None]) -> None:
     """Runs the program and ends with the exit code that it returns, 0 for none.
 
-    Input that cannot be used ends in one sentence and exit code 2, a run that cannot go on in one sentence and exit
-    code 1, Ctrl-C in exit code 130, or 0 where a training has left a checkpoint."""
+    Input that cannot be used, or may not be read, ends in one sentence and exit code 2, a run that cannot go on in one
+    sentence and exit code 1, Ctrl-C in exit code 130, or 0 where a training has left a checkpoint."""
     try:
         code = program()
     except InputError as error:
         code = _say(error, 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        code = _say(f"{os.fspath(error.filename)}: {error.strerror}", 2)
     except TrainingStopped as error:
         code = _say(error, 1)
     except TrainingPaused as pause:

@@ -16,14 +16,18 @@ class Captured:
     Its results are overwritten by the next call. It must not wait for the GPU nor depend on values that the host holds.
     Where it cannot be recorded it goes on as it is, and says so once."""
 
-    def __init__(self, function: Callable[..., torch.Tensor | None], say: Callable[[str], None]):
-        self.function, self.say, self.calls, self.possible = function, say, 0, True
+    def __init__(self, function: Callable[..., torch.Tensor | None], device: torch.device, say: Callable[[str], None]):
+        self.function, self.device, self.say, self.calls, self.possible = function, device, say, 0, True
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[torch.Tensor] = []
         self.result: torch.Tensor | None = None
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream(device)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | None:
+        with torch.cuda.device(self.device):  # what the caller's thread has chosen may be another
+            return self._call(inputs)
+
+    def _call(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
         self.calls += 1
         if self.possible and self.calls <= WARM_UP:
             return self._aside(inputs)
@@ -66,7 +70,7 @@ class PictureGraph(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network, self.config, self.lock = network, network.config, Lock()
-        self.captured = Captured(network, warnings.warn)
+        self.captured = Captured(network, next(network.parameters()).device, warnings.warn)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """What the network makes of pictures [B, 3, S, S] of one size, memory format and dtype of computation."""

@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from iact.errors import InputError
+
+KEPT = 50  # letters of a name in that of its temporary file, which must not grow too long
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a temporary path in the same folder (made where missing), then moves the file into place.
 
     InputError naming the path when it cannot be written; an older file of that name is then untouched."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:KEPT]}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -20,5 +23,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        if temporary.exists():
+        with suppress(OSError):  # it is gone after a success; after a failure, that is what counts
             temporary.unlink()
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether its name is text. Others are legal, but libraries written in C++ may crash on them."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))

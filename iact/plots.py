@@ -70,7 +70,7 @@ def save_image(path: Path | str, image: np.ndarray) -> None:
 
     InputError when OpenCV knows no such format or the place cannot be written."""
     path, image = Path(path), _check_image(image, "image")
-    if not (path.suffix and cv2.haveImageWriter(str(path))):
+    if not (path.suffix.isascii() and path.suffix and cv2.haveImageWriter(f"picture{path.suffix}")):
         raise InputError(f"{path}: expected the suffix of a picture such as .png or .jpg, got {path.suffix!r}")
     data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
     write_atomically(path, lambda temporary: temporary.write_bytes(data))

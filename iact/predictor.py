@@ -111,8 +111,10 @@ class Predictor:
         return _Cut(boxes, matrices, pictures)
 
     def _detect(self, image: np.ndarray) -> np.ndarray:
-        """Boxes [N, 4] where the detector has the layout's landmarks, but for those that lie outside the image."""
+        """Boxes [N, 4] where the detector has the layout's landmarks, but for those without an area or outside the
+        image."""
         faces = np.reshape(self.detector(image), (-1, 4)).astype(np.float64)
+        faces = faces[np.isfinite(faces).all(axis=1) & (faces[:, 2:] > faces[:, :2]).all(axis=1)]
         boxes = to_landmark_boxes(faces, self.layout.box_in_face)
         height, width = image.shape[:2]
         return boxes[(boxes[:, 2:] > 0).all(axis=1) & (boxes[:, :2] < (width, height)).all(axis=1)]

@@ -14,7 +14,7 @@ from iact.capture import PictureGraph
 class Overwriting:
     """A captured function without a GPU: each call overwrites the result of the one before, slowly."""
 
-    def __init__(self, function, say):
+    def __init__(self, function, device, say):
         self.function, self.result, self.calls = function, torch.zeros(1, 3, 4, 4), 0
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -28,10 +28,10 @@ class Overwriting:
 @pytest.fixture
 def network(monkeypatch) -> PictureGraph:
     monkeypatch.setattr(capture, "Captured", Overwriting)
-    doubling = nn.Sequential(nn.Identity())
-    doubling.forward = lambda pictures: 2 * pictures
+    doubling = nn.Conv2d(3, 3, 1, groups=3, bias=False)
+    nn.init.constant_(doubling.weight, 2.0)
     doubling.config = SimpleNamespace(stride=4)
-    return PictureGraph(doubling)
+    return PictureGraph(doubling.requires_grad_(False))
 
 
 def test_only_single_pictures_go_through_the_graph(network):

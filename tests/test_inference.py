@@ -98,8 +98,21 @@ def test_broken_pictures_are_refused_by_name(tmp_path, name):
     assert str(raised.value) == f"{path}: {message}"
 
 
-def test_bytes_behind_a_jpeg_do_no_harm(tmp_path):
-    np.testing.assert_array_equal(read(tmp_path / "a.jpg", JPEG + b"maker's notes"), read(tmp_path / "b.jpg", JPEG))
+FILM = b"\xff\xd9 ... \xff\xda ..."  # has by chance what ends and begins the pixels of a JPEG
+
+
+@pytest.mark.parametrize("more", [b"maker's notes", FILM])
+def test_bytes_behind_a_jpeg_do_no_harm(more, tmp_path):
+    np.testing.assert_array_equal(read(tmp_path / "a.jpg", JPEG + more), read(tmp_path / "b.jpg", JPEG))
+
+
+@pytest.mark.parametrize("fill", [b"", b"\xff\xff"])
+def test_a_jpeg_with_a_thumbnail_is_cut_short_where_its_own_end_is_missing(fill, tmp_path):
+    notes = b"Exif" + JPEG[: JPEG.index(b"\xff\xda") + 60] + b"\xff\xd9"
+    data = JPEG[:2] + fill + b"\xff\xe1" + struct.pack(">H", 2 + len(notes)) + notes + JPEG[2:]
+    np.testing.assert_array_equal(read(tmp_path / "a.jpg", data), read(tmp_path / "b.jpg", JPEG))
+    with pytest.raises(InputError, match="cut short"):
+        read(tmp_path / "c.jpg", data[:-40])
 
 
 def test_missing_pictures_and_folders_are_refused(tmp_path):

@@ -257,6 +257,12 @@ def test_a_detector_of_one_s_own_is_asked_where_no_boxes_are_given():
     assert len(seen) == 1
 
 
+def test_boxes_without_an_area_are_no_faces():
+    model, found = BlobFinder(), [(150, 110, 150, 171), (9, 9, 1, 1), (np.nan, 1, 9, 9), (1, 1, np.inf, 9)]
+    predictor = Predictor(model, description(model), device="cpu", detector=lambda image: np.array(found))
+    assert predictor(picture()) == []
+
+
 def test_a_detected_box_is_moved_to_where_the_layout_s_landmarks_lie():
     model = BlobFinder()
     lower = replace(description(model), layout=replace(W300, box_in_face=(0.1, 0.25, 0.5)))

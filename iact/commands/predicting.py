@@ -135,17 +135,23 @@ def _find_video(source: Path) -> Path | int | None:
 
 
 def _find_pictures(source: Path, out: Path) -> dict[str, Path]:
-    """The pictures to predict, by their names: the file itself, or all below the folder but what `out` holds."""
+    """The pictures to predict, by their names: the file itself, or all below the folder but those that an earlier run
+    has drawn into `out`."""
     if not source.exists():
         raise InputError(f"{source}: no such picture, folder or video (a camera is called camera:0)")
     if source.is_file():
         return {source.name: source}
     found = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in PICTURES and path.is_file())
-    written = (out / "pictures").resolve()
-    pictures = {path.relative_to(source).as_posix(): path for path in found if written not in path.resolve().parents}
+    pictures = {path.relative_to(source).as_posix(): path for path in found if not _is_overlay(path, out)}
     if not pictures:
         raise InputError(f"{source}: no pictures in this folder (looked for {', '.join(sorted(PICTURES))})")
     return pictures
+
+
+def _is_overlay(path: Path, out: Path) -> bool:
+    """Whether this is <name>.jpg in the folder of drawings, where <name> is that of a picture, with its suffix."""
+    drawn = (out / "pictures").resolve() in path.resolve().parents
+    return drawn and path.suffix == ".jpg" and Path(path.stem).suffix.lower() in PICTURES
 
 
 @dataclass
@@ -171,7 +177,8 @@ def _predict_pictures(
     overlays: bool,
     flip_test: bool,
 ) -> int:
-    """Predicts, writes and says how it went; the exit code. What is done when Ctrl-C comes is written too."""
+    """Predicts, writes and says how it went; the exit code. What is done when Ctrl-C comes, or when a drawing cannot be
+    written, is written too."""
     found, screen = _Found(), Console(stderr=True)
     try:
         for name, path in track(pictures.items(), "predicting", console=screen, disable=not screen.is_terminal):
@@ -188,8 +195,9 @@ def _predict_pictures(
                 write_pts(out / "points", name, faces)
             found.faces[name] = faces
             found.left_out += _later_frames(path)
-    except KeyboardInterrupt:
-        found.write(out, predictor.layout, formats)
+    except (KeyboardInterrupt, InputError):
+        if found.faces:
+            found.write(out, predictor.layout, formats)
         raise
     found.write(out, predictor.layout, formats)
     return _say(found.faces, found.left_out, out)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from iact.errors import InputError
+from iact.files import is_utf8
 from iact.layouts import Layout
 
 
@@ -38,8 +39,8 @@ class ImageFile:
 
     def frames(self) -> int:
         """How many pictures the file holds: more than one for an animation, or several scanned pages; 0 when it cannot
-        be read. `read` gives the first."""
-        return cv2.imcount(str(self.path))
+        be read; 1 where its name is not UTF-8, at which OpenCV would crash. `read` gives the first."""
+        return cv2.imcount(str(self.path)) if is_utf8(self.path) else 1
 
     def __str__(self) -> str:
         return str(self.path)
@@ -59,9 +60,22 @@ def decode_picture(data: bytes) -> np.ndarray:
 
 
 def _is_cut_short(data: bytes) -> bool:
-    """Whether these are the bytes of a JPEG without its end; older decoders fill in the rest without a word."""
-    start, scan, end = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-    return data.startswith(start) and data.rfind(end) < data.rfind(scan)
+    """Whether these are the bytes of a JPEG without its end; older decoders fill in the rest without a word. What
+    follows the end, such as the film of a phone's moving photograph, does not matter."""
+    scan = _first_scan(data)
+    return scan > 0 and data.find(b"\xff\xd9", scan) < 0
+
+
+def _first_scan(data: bytes) -> int:
+    """Where the pixels of a JPEG begin, behind all segments, which may hold a thumbnail with an end of its own; 0 where
+    they never do, and for other bytes."""
+    place = 2
+    while data.startswith(b"\xff\xd8") and data[place : place + 1] == b"\xff" and place + 4 <= len(data):
+        if data[place + 1] == 0xDA:
+            return place
+        filled = data[place + 1] == 0xFF  # any number of these may stand before a marker
+        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,9 +47,9 @@ class Step:
         self.network = torch.compile(model) if config.compile else model
         self.compute, self.update = self._compute, self._update
         if captures(config, self.device):
-            self.compute = Captured(self._compute, say)
+            self.compute = Captured(self._compute, self.device, say)
             if not self.scaler.is_enabled():  # which asks the GPU whether to make the step
-                self.update = Captured(self._update, say)
+                self.update = Captured(self._update, self.device, say)
 
     def __call__(self, batch: CropBatch, seed: int, whole: int, share: slice) -> torch.Tensor:
         """The mean loss (0-d, detached) of this rank's pictures, which are `share` of a batch of `whole` ones."""

@@ -63,7 +63,7 @@ def test_a_captured_function_follows_its_inputs():
         total.add_(x)
         return x * 2
 
-    captured = Captured(add, pytest.fail)
+    captured = Captured(add, torch.device("cuda"), pytest.fail)
     for i in range(WARM_UP + 4):
         assert torch.equal(captured(torch.full((3,), float(i), device="cuda")), torch.full((3,), 2.0 * i).cuda())
     assert captured.graph is not None and total.tolist() == [sum(range(WARM_UP + 4))] * 3
@@ -71,7 +71,7 @@ def test_a_captured_function_follows_its_inputs():
 
 def test_what_waits_for_the_gpu_goes_on_without_a_graph_and_says_so_once():
     said: list[str] = []
-    captured = Captured(lambda x: x * x.sum().item(), said.append)
+    captured = Captured(lambda x: x * x.sum().item(), torch.device("cuda"), said.append)
     for _ in range(WARM_UP + 3):
         assert captured(torch.ones(2, device="cuda")).tolist() == [2.0, 2.0]
     assert len(said) == 1 and said[0].startswith("no CUDA graph")
