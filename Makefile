@@ -37,8 +37,9 @@ gpu-sanitizer: $(READY)
 	$(SANITIZE) --tool racecheck $(VENV) -m pytest -q tests/gpu
 
 gpu-benchmarks: $(READY)
-	for name in $(GPU_BENCHMARKS); do $(VENV) benchmarks/bench_$$name.py --device cuda --out benchmarks/results || exit; done
-	$(VENV) benchmarks/tables.py
+	status=0; for name in $(GPU_BENCHMARKS); do \
+	  $(VENV) benchmarks/bench_$$name.py --device cuda --out benchmarks/results || status=1; done; \
+	$(VENV) benchmarks/tables.py && exit $$status
 
 extension:
 	$(VENV) setup.py build_ext

@@ -106,8 +106,10 @@ def forms(name: str, device: torch.device) -> dict[str, tuple[nn.Module, torch.T
 
 @torch.no_grad()
 def check(name: str, found: dict[str, tuple[nn.Module, torch.Tensor]]) -> None:
-    """Raises ValueError where a form of a network computes something else than the first."""
-    first, *others = (network(picture) for network, picture in found.values())
+    """Raises ValueError where a form of a network computes something else than the first, in whole float32: a GPU's
+    convolutions round to TF32 by default, differently for each form."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        first, *others = (network(picture) for network, picture in found.values())
     for form, result in zip(FORMS[1:], others, strict=True):
         error = ((result - first).norm() / first.norm()).item()
         if not error <= ALIKE:

@@ -163,8 +163,8 @@ def finish(kind: str, chosen: argparse.Namespace, arguments: list[str] | None, r
         "load_average_at_start": chosen.load_average_at_start,
         **result,
     }
-    print(render({**result, "rows": rows}))
     if chosen.out:
         path = chosen.out / file_name(result["device"], kind) if chosen.out.is_dir() else chosen.out
         write_result(path, result, rows)
         print(f"written: {path}")
+    print(render({**result, "rows": rows}))

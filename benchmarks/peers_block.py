@@ -2,12 +2,18 @@
 
 Arguments and results are those of `iact.ops.deform_qkv` and `iact.ops.attention`."""
 
+import sys
 from functools import cache
 
 import torch
 import torch.nn.functional as F
+from machine import ROOT
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path.insert(0, str(ROOT))
+
+from iact.capture import recording  # noqa: E402
 
 TAPS = 9
 SDPA = {
@@ -77,7 +83,7 @@ def can_be_captured() -> bool:
     deform_conv2d(x, offset, weight, padding=1)  # whatever it loads cannot be captured
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with recording(graph, torch.cuda.Stream()):
             result = deform_conv2d(x, offset, weight, padding=1)
         x.copy_(torch.rand_like(x))
         graph.replay()

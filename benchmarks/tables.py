@@ -43,7 +43,8 @@ INFERENCE_HEAD = (
 INFERENCE_CAPTION = """\
 Each network in the fastest of its forms: contiguous, channels_last, or channels_last with batch normalisation folded
 into the convolutions. Medians over rounds in which all networks take turns. HRNet-W18 has the landmark head of Sun et
-al. 2019; ResNet-50 gives 98 coordinates and no heatmaps. Both are timm's. bf16 is autocast."""
+al. 2019; ResNet-50 gives 98 coordinates and no heatmaps. Both are timm's. bf16 is autocast; with fp32, a GPU's
+convolutions round to TF32, as is PyTorch's default."""
 
 TRAINING_HEAD = (
     "| network | trained | input, px | dtype, batch | images/s | a step, ms | data, % of it | GPU memory, GB "

@@ -2,11 +2,17 @@
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from machine import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from iact.capture import recording  # noqa: E402
 
 Inputs = tuple[torch.Tensor, ...]
 CPU_CACHE = 64 << 20  # bytes: more than a process usually gets of the last-level cache
@@ -108,7 +114,7 @@ def _capture(call: Callable, sets: Sequence[Inputs]) -> torch.cuda.CUDAGraph | N
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with recording(graph, side):
             results = [call(*inputs) for inputs in sets]
     except RuntimeError:
         torch.cuda.synchronize()

@@ -1,6 +1,7 @@
 """What a network by CUDA graph does beside the graph, which tests/gpu has."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ class Overwriting:
     """A captured function without a GPU: each call overwrites the result of the one before, slowly."""
 
     def __init__(self, function, device, say):
-        self.function, self.result, self.calls = function, torch.zeros(1, 3, 4, 4), 0
+        self.function, self.result, self.calls, self.in_turn = function, torch.zeros(1, 3, 4, 4), 0, nullcontext
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -45,3 +46,14 @@ def test_a_result_outlives_the_next_call_also_in_another_thread(network):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(network, pictures))
     assert [result.unique().tolist() for result in found] == [[2.0 * number] for number in range(40)]
+
+
+def test_the_network_computes_in_the_caller_s_dtype_and_keeps_no_weights_cast(network):
+    network.network.requires_grad_(True)  # only such weights would be kept
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network._heatmaps(torch.ones(1, 3, 4, 4))
+        network.network.weight.data.fill_(3.0)
+        again = network._heatmaps(torch.ones(1, 3, 4, 4))
+    assert found.dtype == torch.bfloat16 and not found.requires_grad
+    assert found.eq(2).all() and again.eq(3).all()
+    assert network._heatmaps(torch.ones(1, 3, 4, 4)).dtype == torch.float32

@@ -70,6 +70,7 @@ class Step:
         numbers = torch.rand(count, NUMBERS + 2 * self.layout.num_landmarks, generator=generator)
         return numbers.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else numbers
 
+    @torch.backends.cudnn.flags(enabled=True, deterministic=True)  # the same bits from run to run
     def _compute(
         self, pictures: torch.Tensor, landmarks: torch.Tensor, visible: torch.Tensor, chance: torch.Tensor
     ) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Batches of crops on a GPU: the same bits resident and streamed, never too early, never waited for by the host."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,7 @@ def test_a_slow_consumer_reads_what_it_asked_for(crops, room, own_stream):
 
 
 @WAYS
+@pytest.mark.skipif("PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ, reason="without the cache, freeing memory waits")
 def test_the_host_does_not_wait_for_the_gpu(crops, room):
     fed, order = Feed(crops, torch.device("cuda"), room), random_order(6 + AHEAD)
     pinned = [indices.pin_memory() for indices in order]  # so that no pinned memory need be asked for below

@@ -38,7 +38,7 @@ def faces() -> list[tuple[np.ndarray, np.ndarray]]:
 @pytest.mark.parametrize("predictor", DTYPES, indirect=True, ids=str)
 def test_a_graph_finds_what_the_network_finds(predictor, faces, flip_test):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a network that cannot be captured says so
+        warnings.filterwarnings("error", message="no CUDA graph")
         found = [predictor(image, boxes, flip_test=flip_test)[0] for image, boxes in faces]
     assert predictor.model.captured.graph is not None and len(faces) > WARM_UP
     predictor.model = predictor.model.network
@@ -54,3 +54,26 @@ def test_threads_that_share_a_graph_get_what_each_gets_alone(predictor, faces):
         together = list(pool.map(lambda face: predictor(*face)[0].landmarks, faces * 8))
     for found, expected in zip(together, alone * 8, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_predictors_with_streams_of_their_own_may_begin_together(faces):
+    model = create_model("iact_t", W300.num_landmarks)
+    description = Description(model.config, W300, 1.5, 1, "nothing", "")
+    predictors = [Predictor(model, description, device="cuda", dtype=torch.float32) for _ in range(3)]
+
+    def predict(predictor: Predictor) -> list[np.ndarray]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return [predictor(*face)[0].landmarks for face in faces]
+
+    with ThreadPoolExecutor(6) as pool:  # two threads for each
+        found = list(pool.map(predict, predictors * 2))
+    predictors[0].model = predictors[0].model.network
+    for each in found:
+        np.testing.assert_allclose(each, predict(predictors[0]), atol=1e-3)
+
+
+def test_a_graph_serves_inference_mode_and_others(predictor, faces):
+    with torch.inference_mode():
+        first = [predictor(*face)[0].landmarks for face in faces]
+    for expected, face in zip(first, faces, strict=True):
+        np.testing.assert_allclose(predictor(*face)[0].landmarks, expected, atol=1e-3)
