@@ -49,7 +49,7 @@ class TrainConfig:
     channel_attention: bool = True
     """Weigh the channels of what was exchanged."""
     start_from: OptionalPath = None
-    """Weights to start from; a head of another number of landmarks starts anew."""
+    """Weights to start from: a file, a run folder, or a name such as iact-300w; other landmarks get a new head."""
 
     epochs: int | None = None
     """Passes over the training faces; by default 6 over drawn faces, 50 over real ones."""

@@ -12,7 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from iact import metrics
 from iact.data.faces import Face, Faces, ImageFile
 from iact.errors import InputError
-from iact.predictions import Predictions
+from iact.layouts import Layout
+from iact.predictions import Predictions, numbers_of
 
 ENOUGH = 10  # faces to doubt by
 SUFFIX = re.compile(r"\.(jpe?g|png|bmp|webp|tiff?|gif|pts)$", re.IGNORECASE)
@@ -31,24 +32,24 @@ class Matched:
 def match_predictions(predictions: Predictions, faces: Faces, path: Path) -> Matched:
     """The predictions of a file for these faces, by name: that of the face, or the end of its picture's path.
 
-    Picture suffixes do not count. Where a picture holds several faces, or a file several for one, they are matched so
-    that the sum of distances is least. InputError for another number of landmarks, names that fit several pictures, or
-    when no name fits."""
-    count = faces.layout.num_landmarks
-    if predictions.landmarks.shape[1] != count:
-        raise InputError(f"{path}: expected {count} landmarks a face, got {predictions.landmarks.shape[1]}")
+    Landmarks come in the layout's order where the file has its names for them. Picture suffixes do not count. Where a
+    picture holds several faces, or a file several for one, they are matched so that the sum of distances is least.
+    InputError for other landmarks, or another number of them, names that fit several pictures, or when no name fits."""
+    predicted, count = _in_order(predictions, faces.layout, path), faces.layout.num_landmarks
+    if predicted.shape[1] != count:
+        raise InputError(f"{path}: expected {count} landmarks a face, got {predicted.shape[1]}")
     if predictions.names is None:
-        if len(predictions.landmarks) != len(faces):
-            raise InputError(f"{path}: expected names, or {len(faces)} faces, got {len(predictions.landmarks)}")
-        return Matched(predictions.landmarks, np.ones(len(faces), bool), ())
+        if len(predicted) != len(faces):
+            raise InputError(f"{path}: expected names, or {len(faces)} faces, got {len(predicted)}")
+        return Matched(predicted, np.ones(len(faces), bool), ())
     groups, unused = _group(predictions.names, faces, path)
     landmarks, found = np.zeros((len(faces), count, 2)), np.zeros(len(faces), bool)
     several = 0
     for own, given in groups:
         several += len(own) > 1 or len(given) > 1
         truth = np.stack([faces.records[index].landmarks for index in own])
-        rows, columns = _assign(truth, predictions.landmarks[given])
-        landmarks[own[rows]], found[own[rows]] = predictions.landmarks[given[columns]], True
+        rows, columns = _assign(truth, predicted[given])
+        landmarks[own[rows]], found[own[rows]] = predicted[given[columns]], True
     if not found.any():
         raise InputError(f"{path}: no name fits a face of the split (the first is {predictions.names[0]!r})")
     notes = (f"{unused} predictions for other pictures" if unused else "",)
@@ -66,6 +67,19 @@ def doubt_first_pixel(landmarks: np.ndarray, truth: np.ndarray, first_pixel: int
     errors = {pixel: metrics.nme(landmarks - pixel, truth, sides) for pixel in (first_pixel, other)}
     better = metrics.bootstrap_interval(errors[other] - errors[first_pixel])[1] < 0
     return f"they would fit better with --first-pixel {other}" if better else ""
+
+
+def _in_order(predictions: Predictions, layout: Layout, path: Path) -> np.ndarray:
+    """The landmarks [N, K, 2] in the order of the layout's names; as they are where the file has but numbers."""
+    labels, names = predictions.labels, layout.names
+    if labels is not None and {*labels} == {*names}:
+        return predictions.landmarks[:, [labels.index(name) for name in names]]
+    if labels is not None and numbers_of(labels) is None:
+        strange = next((f"{label!r}" for label in labels if label not in names), None)
+        got = strange or f"no {next(name for name in names if name not in labels)!r}"
+        called = f"the landmarks of layout {layout.name} by name, or by number from 0 or 1"
+        raise InputError(f"{path}:1: expected {called}, got {got}")
+    return predictions.landmarks
 
 
 def _group(names: Sequence[str], faces: Faces, path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:

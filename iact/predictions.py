@@ -4,8 +4,10 @@ import csv
 import json
 import math
 import re
+import reprlib
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,24 @@ NAMES = ("name", "names", "image", "images", "image_name", "image_path", "imgpat
 POINTS = ("landmarks", "points", "keypoints", "predictions", "pred")
 SPIGA = "imgpath"
 COLUMN = re.compile(r"[xy]_?(?P<number>\d+)|[xy]_(?P<first>.+)|(?P<last>.+)_[xy]")  # x0, x_nose or nose_x
+NUMBERED = re.compile(r"(.*?)(\d{1,9})")  # 12, landmark_12
+# What np.load raises for no archive at all, which is AttributeError or TypeError by Python's version, or a damaged one.
+BAD_ARRAYS = (AttributeError, TypeError, OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+BOX = ("box", "bbox", "min", "max")  # of box_x, box_y and x_min, y_min: beside the landmarks, and none of them
 
 
 @dataclass(frozen=True)
 class Predictions:
     """Landmarks [N, K, 2] of faces in the file's px, and the names of their pictures or faces [N]; no names where the
     file has none and the order of the split counts. `understood` is a clause on what the file was taken for.
-    `annotated` is true where its px are those of the annotation files, whatever their first pixel is."""
+    `annotated` is true where its px are those of the annotation files, whatever their first pixel is. `labels` are what
+    the file calls the landmarks [K], in their order; None where it has nothing but the order."""
 
     landmarks: np.ndarray
     names: tuple[str, ...] | None
     understood: str
     annotated: bool = False
+    labels: tuple[str, ...] | None = None
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -37,9 +45,10 @@ def read_predictions(path: Path) -> Predictions:
 
     JSON: a list of {"image": <name>, "landmarks": [[x, y], ...]} (as SPIGA has it: "imgpath"), or an object that has
     the landmarks of a face for each name, or a list of faces; also what `iact predict` writes. CSV: a row for each
-    face, with its name and x and y of each landmark under a header such as name,x_0,y_0,...; other columns are not
-    used. NPZ: arrays "landmarks" [N, K, 2] and, but for predictions in the order of the split, "names" [N]. InputError
-    naming the line or the face that does not follow this, or has another number of landmarks than the first."""
+    face, with its name and x and y of each landmark under a header such as name,x_0,y_0,...; numbered landmarks come
+    in the order of their numbers, named ones in that of the columns, and other columns are not used. NPZ: arrays
+    "landmarks" [N, K, 2] and, but for predictions in the order of the split, "names" [N]. InputError naming the line or
+    the face that does not follow this, or has another number of landmarks than the first."""
     readers = {".json": _read_json, ".csv": _read_csv, ".npz": _read_npz}
     if path.suffix.lower() not in readers:
         raise InputError(f"{path}: expected predictions in a file .json, .csv or .npz, got {path.suffix!r}")
@@ -53,7 +62,7 @@ def read_predictions(path: Path) -> Predictions:
 
 def _read_json(path: Path) -> Predictions:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=float)  # int refuses 5,000 digits
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
@@ -111,6 +120,17 @@ def _points(points: Any, origin: str) -> np.ndarray:
     return _require_finite(array[:, :2], origin)
 
 
+def numbers_of(labels: Sequence[str]) -> list[int] | None:
+    """The numbers of landmarks that are called 0, 1, 2, ... or landmark_1, landmark_2, ..., in any order; None where
+    they have names, several series of numbers, gaps, or do not start at 0 or 1."""
+    matches = [NUMBERED.fullmatch(label) for label in labels]
+    if not all(matches) or len({match[1] for match in matches}) > 1:
+        return None
+    numbers = [int(match[2]) for match in matches]
+    first = min(numbers)
+    return numbers if first < 2 and sorted(numbers) == [*range(first, first + len(numbers))] else None
+
+
 def _read_csv(path: Path) -> Predictions:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -121,8 +141,9 @@ def _read_csv(path: Path) -> Predictions:
     if not rows:
         raise InputError(f"{path}: no predictions in this file")
     (_, header), *faces = rows
-    name, columns = _columns(path, header)
-    landmarks = np.empty((len(faces), len(columns) // 2, 2))
+    name, landmark_columns = _columns(path, header)
+    columns = [column for pair in landmark_columns.values() for column in pair]
+    landmarks = np.empty((len(faces), len(landmark_columns), 2))
     for index, (line, row) in enumerate(faces):
         if len(row) != len(header):
             raise InputError(f"{path}:{line}: expected {len(header)} fields as in the header, got {len(row)}")
@@ -131,30 +152,44 @@ def _read_csv(path: Path) -> Predictions:
         except ValueError as error:
             raise InputError(f"{path}:{line}: expected numbers in the columns of landmarks ({error})") from None
         landmarks[index] = _require_finite(np.reshape(numbers, (-1, 2)), f"{path}:{line}")
-    return Predictions(landmarks, tuple(row[name] for _, row in faces), "CSV, a row for each face")
+    names = tuple(row[name] for _, row in faces)
+    return Predictions(landmarks, names, "CSV, a row for each face", labels=tuple(landmark_columns))
 
 
-def _columns(path: Path, header: list[str]) -> tuple[int, list[int]]:
-    """The column of names, and those of x and y of each landmark in turn."""
+def _columns(path: Path, header: list[str]) -> tuple[int, dict[str, list[int]]]:
+    """The column of names, and those of x and y of each landmark by what it is called, in the order of the numbers."""
     name = next((index for index, column in enumerate(header) if column.strip().lower() in NAMES), None)
     if name is None:
         raise InputError(f"{path}:1: expected a header with a column {' or '.join(NAMES)}, got {_short(header)}")
-    axes: dict[str, dict[str, int]] = {}
-    for index, column in enumerate(map(str.strip, header)):
-        if index != name and (match := COLUMN.fullmatch(column)):
-            landmark = match[match.lastgroup]
-            axes.setdefault(landmark, {})[column[-1] if match["last"] else column[0]] = index
+    axes = _axes(path, [column.strip() for column in header], name)
     if not axes or any(len(pair) != 2 for pair in axes.values()):
-        lone = next((landmark for landmark, pair in axes.items() if len(pair) != 2), "0")
+        lone = next((label for label, pair in axes.items() if len(pair) != 2), "0")
         raise InputError(f"{path}:1: expected columns for x and y of each landmark, such as x_0,y_0; see {lone!r}")
-    return name, [pair[axis] for pair in axes.values() for axis in "xy"]
+    numbers = numbers_of([*axes]) or range(len(axes))
+    in_order = [label for _, label in sorted(zip(numbers, axes, strict=True))]
+    return name, {label: [axes[label][axis] for axis in "xy"] for label in in_order}
+
+
+def _axes(path: Path, header: list[str], name: int) -> dict[str, dict[str, int]]:
+    """The columns of "x" and "y" by what their landmark is called."""
+    axes: dict[str, dict[str, int]] = {}
+    for index, column in enumerate(header):
+        match = COLUMN.fullmatch(column)
+        if index == name or not match or (label := match[match.lastgroup]) in BOX:
+            continue
+        axis = column[-1] if match["last"] else column[0]
+        first = axes.setdefault(label, {}).setdefault(axis, index)
+        if first != index:
+            both = f"got {header[first]!r} and {column!r} (a box goes under box_x0,box_y0,box_x1,box_y1)"
+            raise InputError(f"{path}:1: expected {axis} of landmark {label!r} in one column, {both}")
+    return axes
 
 
 def _read_npz(path: Path) -> Predictions:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            arrays = {key: np.asarray(file[key]) for key in file.files}
+    except BAD_ARRAYS as error:
         raise InputError(f"{path}: not an .npz of plain arrays, or a damaged one ({error})") from None
     landmarks = _field(arrays, POINTS, str(path))
     names = next((arrays[key] for key in NAMES if key in arrays), None)
@@ -199,5 +234,5 @@ def _depth(value: Any) -> int:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # however deep it is
     return text if len(text) <= 60 else text[:60] + "..."

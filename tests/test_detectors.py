@@ -185,13 +185,21 @@ BAD_FILES = {
     "empty.csv": ("", r"empty.csv:1: expected the header"),
     "table.json": (CSV, r"table.json:1: not JSON .*; CSV needs the suffix .csv"),
     "list.json": ("[[1, 2, 3, 4]]", r"list.json: expected {<picture>.* got a list"),
-    "flat.json": ('{"a": [1, 2, 3, 4]}', r"flat.json: 'a': expected boxes .* got \[1, 2, 3, 4\]"),
+    "flat.json": ('{"a": [1, 2, 3, 4]}', r"flat.json: 'a': expected boxes .* got \[1.0, 2.0, 3.0, 4.0\]"),
     "nan.json": ('{"a": [[1, 2, NaN, 4]]}', r"nan.json: 'a': expected boxes .* of finite numbers"),
     "three.json": ('{"a": [[1, 2, 3]]}', r"three.json: 'a': expected boxes"),
     "text.json": ('{"a": [["1", 2, 3, 4]]}', r"text.json: 'a': expected boxes"),
     "truth.json": ('{"a": [[true, 2, 3, 4]]}', r"truth.json: 'a': expected boxes"),
     "bytes.json": (b"\xff\xfe\x00", r"bytes.json: cannot be read as text"),
     "long.csv": (CSV + "a" * 200_000, r"long.csv:3: .* \(field larger than"),
+    "quote.csv": ('"' + CSV + "a,1,2,3,4\n" * 20_000, r"quote.csv:\d+: .* \(field larger than"),
+    "deep.json": ("[" * 100_000, r"deep.json: expected boxes .* by picture, got too deep a nesting"),
+    "400.json": (
+        f'{{"a": [[1, 2, {"3" * 400}, 4]]}}',
+        r"400.json: 'a': expected boxes .* of finite numbers, got .*inf",
+    ),
+    "5000.json": (f'{{"a": [[1, 2, {"3" * 5000}, 4]]}}', r"5000.json: 'a': expected boxes .* of finite numbers"),
+    "nested.json": (f'{{"a": [{"[" * 300}{"]" * 300}]}}', r"nested.json: 'a': expected boxes"),
 }
 
 

@@ -247,7 +247,7 @@ def test_bad_input_is_named():
         evaluate_predictions(truth * np.nan, faces, protocol)
     with pytest.raises(InputError, match="none of the 3 faces was found"):
         evaluate_predictions(truth, faces, protocol, found=np.zeros(3, bool))
-    with pytest.raises(InputError, match="threshold: expected percent above zero, got -1"):
+    with pytest.raises(InputError, match="thresholds: expected percent above zero, at most 1000, got -1"):
         evaluate_predictions(truth, faces, protocol, thresholds=(-1,))
     with pytest.raises(InputError, match="protocol: expected 3 faces, got 4"):
         evaluate_predictions(truth, faces, dataclasses.replace(protocol, faces=4))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,13 +227,29 @@ def test_systems_get_short_names(tmp_path):
     assert name_systems([a, b]) == ["a-best", "b-best"]
 
 
+def test_systems_keep_their_names_apart(tmp_path, monkeypatch):
+    """What follows a dot is a suffix only where it is one of weights or predictions."""
+    assert name_systems([tmp_path / "lr0.1", tmp_path / "lr0.2"]) == ["lr0.1", "lr0.2"]
+    assert name_systems([tmp_path / "spiga.json", tmp_path / "spiga.csv"]) == ["spiga.json", "spiga.csv"]
+    files = [tmp_path / name for name in ("a/s.json", "a/s.csv", "b/s.json")]
+    assert name_systems(files) == ["a-s.json", "a-s.csv", "b-s.json"]
+    assert name_systems([Path("/"), tmp_path / "spiga.NPZ"]) == ["root", "spiga"]
+    monkeypatch.chdir(tmp_path)
+    assert name_systems([Path(".."), Path("x/../best.safetensors")]) == [tmp_path.parent.name, "best"]
+    with pytest.raises(InputError, match="expected different files, got one twice"):
+        name_systems([tmp_path / "spiga.json", Path("spiga.json")])
+
+
 def test_what_makes_no_sense_is_refused_and_nothing_written(files, small_run, tmp_path):
     out = ("--out", tmp_path / "out")
     good = files / "good.npz"
     assert iact("evaluate", *out).said("--weights or --predictions, got neither")
     assert iact("evaluate", "--predictions", good, good, *out).said("expected different files")
     assert iact("evaluate", "--predictions", good, "--thresholds", 10, 10, *out).said("each once")
-    assert iact("evaluate", "--predictions", good, "--thresholds", 0, *out).said("above zero")
+    for threshold in (0, "nan", 1e9):  # before anything is read
+        said = iact("evaluate", "--predictions", files / "no.npz", "--thresholds", 8, threshold, *out).said
+        assert said("thresholds: expected percent above zero, at most 1000, got")
+    assert iact("evaluate", "--predictions", good, "--thresholds", 10, 10.00001, *out).said("each once")  # one fr_0.1
     assert iact("evaluate", "--predictions", tmp_path / "no.json", *out).said("no.json: no such file")
     assert iact("evaluate", "--weights", small_run, "--boxes", "rectangle", *out).said("gives no rectangle")
     assert iact("evaluate", "--weights", small_run, "--detector-model", good, *out).said("--boxes detector beside it")

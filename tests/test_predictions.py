@@ -104,12 +104,23 @@ PAIR = "[[1, 2], [3, 4]]"
         ("a.json", '{"x": [[1, 2], [3]]}', r"'x': expected landmarks \[\[x, y\], ...\]"),
         ("a.json", '{"x": "far"}', "'x': expected landmarks"),
         ("a.json", '{"x": [[1, 2], [NaN, 4]]}', "'x': landmark 1 is not a finite number"),
+        ("a.json", f'{{"x": [[1, 2], [{"3" * 400}, 4]]}}', "'x': landmark 1 is not a finite number"),
+        ("a.json", f'{{"x": [[[1, 2], [3, {"4" * 5000}]]]}}', "'x': landmark 1 is not a finite number"),
+        ("a.json", f'{{"x": {"3" * 400}}}', r"'x': expected landmarks .*, got inf"),
+        ("a.json", f'{{"x": {"[" * 300}{"]" * 300}}}', r"'x': expected landmarks \[\[x, y\], ...\]"),
+        ("a.json", "[" * 100_000, "cannot be read as text .*recursion"),
         ("a.csv", "", "no predictions in this file"),
         ("a.csv", "x_0,y_0\n1,2\n", "a.csv:1: expected a header with a column name or"),
         ("a.csv", "name,x_0\na,1\n", "a.csv:1: expected columns for x and y .* see '0'"),
         ("a.csv", "name,x_0,y_0\na,1\n", "a.csv:2: expected 3 fields as in the header, got 2"),
         ("a.csv", "name,x_0,y_0\na,1,b\n", "a.csv:2: expected numbers .*'b'"),
         ("a.csv", "name,x_0,y_0\na,1,2\nb,1,inf\n", "a.csv:3: landmark 0 is not a finite number"),
+        (
+            "a.csv",
+            "name,x_0,y_0,x0,y0,x1,y1\na,1,2,3,4,5,6\n",
+            "a.csv:1: expected x .*'0' .* got 'x_0' and 'x0' .a box",
+        ),
+        ("a.csv", "name,x_nose,y_nose,nose_y\na,1,2,3\n", "expected y of landmark 'nose' .* 'y_nose' and 'nose_y'"),
         ("a.npz", "text", "not an .npz"),
         ("a.txt", "", "expected predictions in a file .json, .csv or .npz, got '.txt'"),
     ],
@@ -135,6 +146,28 @@ def test_arrays_that_do_not_fit_are_named(arrays, words, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputError, match=words):
         read_predictions(tmp_path / "a.npz")
+
+
+def test_arrays_under_another_suffix_are_named(tmp_path):
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, POINTS)  # what np.save would call .npy
+    with pytest.raises(InputError, match="a.npz: not an .npz"):
+        read_predictions(tmp_path / "a.npz")
+
+
+def test_a_flipped_bit_is_either_of_no_account_or_named(tmp_path):
+    """Wherever it is: in the compressed numbers, or in what the archive says of them."""
+    path, refused = tmp_path / "a.npz", 0
+    np.savez_compressed(path, landmarks=POINTS)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            np.testing.assert_array_equal(read_predictions(path).landmarks, POINTS)
+        except InputError as error:
+            assert "a.npz" in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > len(whole) / 2
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -233,5 +266,3 @@ def test_spigas_results_for_300w_are_measured_from_the_first_pixel_of_the_pts_fi
         assert (report.results["nme_box"] < 1e-6) is (first == 1)
         assert f"first pixel at {first}" in report.protocol.weights and report.layout is W300
         assert score(file, "300w", tmp_path, "ibug", first_pixel=1).results["nme_interocular"] < 1e-6
-    with pytest.raises(InputError, match="first-pixel: expected 0 or 1, got 2"):
-        score(file, "300w", tmp_path, "ibug", first_pixel=2)

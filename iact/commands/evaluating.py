@@ -1,7 +1,9 @@
 """`iact evaluate`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from iact.evaluation import (
     THRESHOLD,
     Protocol,
     Report,
+    check_thresholds,
     compare,
     evaluate_predictions,
     format_comparison,
@@ -32,6 +35,8 @@ FIRST_PIXELS = {"300w": w300.FIRST_PIXEL, "cofw": cofw.FIRST_PIXEL}  # of the an
 
 DRAWN_FACES = 200  # to evaluate on where --data is synthetic
 
+SUFFIXES = (".safetensors", ".json", ".csv", ".npz")  # that names do without; "lr0.1" is a whole name
+
 
 def evaluate(
     *,
@@ -44,7 +49,7 @@ def evaluate(
     boxes: BoxRule = "landmarks",
     detector_model: OptionalPath = None,
     thresholds: tuple[float, ...] = (THRESHOLD,),
-    first_pixel: int | None = None,
+    first_pixel: Literal[0, 1] | None = None,
     flip_test: bool = False,
     device: str = "auto",
     amp: Precision = "auto",
@@ -69,15 +74,17 @@ def evaluate(
         amp: Precision of the network."""
     if not weights and not predictions:
         raise InputError("weights: expected --weights or --predictions, got neither")
-    if not thresholds or len({*thresholds}) < len(thresholds):
-        raise InputError(f"thresholds: expected one or more, each once, got {list(thresholds)}")
+    if not thresholds:
+        raise InputError("thresholds: expected one or more, got none")
+    check_thresholds(thresholds)
     detector = _choose_detector(boxes, detector_model)
     settings = {"boxes": boxes, "detector": detector, "flip_test": flip_test, "device": device, "amp": amp}
     where = (data, root, split)
     names = name_systems([*weights, *predictions])
-    found = [measure(find_weights(path), *where, **settings, thresholds=thresholds) for path in weights]
-    found += [score(path, *where, first_pixel=first_pixel, thresholds=thresholds) for path in predictions]
-    reports = dict(zip(names, found, strict=True))
+    files = [find_weights(path) for path in weights]
+    scored = [score(path, *where, first_pixel=first_pixel, thresholds=thresholds) for path in predictions]  # is quick
+    measured = [measure(path, *where, **settings, thresholds=thresholds) for path in files]
+    reports = dict(zip(names, measured + scored, strict=True))
     _require_same_faces(reports)
     write_reports(reports, out)
     _say(reports, out)
@@ -127,7 +134,7 @@ def score(
     root: Path | None,
     split: str,
     *,
-    first_pixel: int | None = None,
+    first_pixel: Literal[0, 1] | None = None,
     thresholds: Sequence[float] = (THRESHOLD,),
 ) -> Report:
     """The report on a file of predictions for a split. InputError when the file cannot be used for it."""
@@ -137,8 +144,6 @@ def score(
     faces = read_faces(data, root, split, layout=drawn, count=DRAWN_FACES)
     if first_pixel is None:
         first_pixel = FIRST_PIXELS.get(data, 0) if given.annotated else 0
-    if first_pixel not in (0, 1):
-        raise InputError(f"first-pixel: expected 0 or 1, got {first_pixel}")
     matched = match_predictions(given, faces, predictions)
     predicted = matched.landmarks - first_pixel
     truth = np.stack([face.landmarks for face in faces.records])
@@ -155,12 +160,15 @@ def score(
 
 
 def name_systems(paths: Sequence[Path]) -> list[str]:
-    """A short name for each file or folder: its own, or with the folders above it where that is not the only one."""
-    parts = [path.absolute().with_suffix("").parts[1:] for path in paths]
-    for depth in range(1, max(map(len, parts), default=0) + 1):
-        names = ["-".join(own[-depth:]) for own in parts]
-        if len({*names}) == len(names):
-            return names
+    """A short name for each file or folder: its own, or with the folders above it where that is not the only one, and
+    with its suffix where files differ in nothing else."""
+    full = [Path(os.path.abspath(path)) for path in paths]  # a name ".." would lead out of the folder to write
+    short = [path.with_suffix("") if path.suffix.lower() in SUFFIXES else path for path in full]
+    for parts in ([path.parts[1:] or ("root",) for path in chosen] for chosen in (short, full)):
+        for depth in range(1, max(map(len, parts), default=0) + 1):
+            names = ["-".join(own[-depth:]) for own in parts]
+            if len({*names}) == len(names):
+                return names
     raise InputError(f"weights: expected different files, got one twice among {', '.join(map(str, paths))}")
 
 

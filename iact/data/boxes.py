@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ def read_boxes(path: Path) -> dict[str, np.ndarray]:
 def _read_csv(path: Path, lines: list[str]) -> dict[str, list[list[float]]]:
     reader = csv.reader(lines, skipinitialspace=True)
     found: dict[str, list[list[float]]] = {}
-    if next(reader, None) != HEADER:
-        raise InputError(f"{path}:1: expected the header {','.join(HEADER)}, got {lines[0][:80]!r}")
     try:
+        if next(reader, None) != HEADER:
+            raise InputError(f"{path}:1: expected the header {','.join(HEADER)}, got {lines[0][:80]!r}")
         for row in filter(None, reader):
             origin = f"{path}:{reader.line_num}"
             if len(row) != len(HEADER):
@@ -41,18 +42,20 @@ def _read_csv(path: Path, lines: list[str]) -> dict[str, list[list[float]]]:
 
 def _read_json(path: Path, lines: list[str]) -> dict[str, list[list[float]]]:
     try:
-        found = json.loads("\n".join(lines))
+        found = json.loads("\n".join(lines), parse_int=float)  # int refuses 5,000 digits, and isfinite 400
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); CSV needs the suffix .csv") from None
+    except RecursionError:
+        raise InputError(f"{path}: expected boxes [[x0, y0, x1, y1], ...] by picture, got too deep a nesting") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected {{<picture>: [[x0, y0, x1, y1], ...], ...}}, got a {type(found).__name__}")
     for name, boxes in found.items():
         if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
-            got = json.dumps(boxes)[:80]
+            got = reprlib.repr(boxes)  # however deep they are
             raise InputError(f"{path}: {name!r}: expected boxes [[x0, y0, x1, y1], ...] of finite numbers, got {got}")
     return found
 
 
 def _is_box(box: object) -> bool:
-    numbers = isinstance(box, list) and all(type(value) in (int, float) and math.isfinite(value) for value in box)
+    numbers = isinstance(box, list) and all(type(value) is float and math.isfinite(value) for value in box)
     return numbers and len(box) == 4

@@ -38,7 +38,7 @@ def parse_numbers(tokens: Sequence[str], origin: str) -> list[float]:
     numbers = [_number(token) for token in tokens]
     for position, (token, number) in enumerate(zip(tokens, numbers, strict=True), start=1):
         if not math.isfinite(number):
-            raise InputError(f"{origin}: token {position} should be a finite number, got {token!r}")
+            raise InputError(f"{origin}: token {position} should be a finite number, got {token[:60]!r}")
     return numbers
 
 

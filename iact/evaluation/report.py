@@ -13,6 +13,7 @@ from iact.errors import InputError
 from iact.layouts import W300, Layout
 
 THRESHOLD = 10.0  # percent: the 0.1 of FR@0.1 and AUC@0.1
+MOST = 1000.0  # percent: the error curve is sampled up to the threshold, every 0.01
 PERCENTILES = (50, 90, 95, 99)
 NUM_WORST = 24
 OCULAR = "interocular"
@@ -121,7 +122,8 @@ def evaluate_predictions(
 
     `found` [N] is false where the system did not find the face and what it predicted is not looked at; `thresholds`
     (percent) are those of FR and AUC. InputError when shapes or counts differ, a prediction is not finite, a threshold
-    is not above zero, or no face counts."""
+    is out of range, or no face counts."""
+    check_thresholds(thresholds)
     if protocol.faces != len(faces):
         raise InputError(f"protocol: expected {len(faces)} faces, got {protocol.faces}")
     if not len(faces):
@@ -152,6 +154,15 @@ def evaluate_predictions(
         thresholds=tuple(thresholds),
         cost=cost,
     )
+
+
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """InputError unless each is above zero and at most `MOST` percent, and none there twice under one name."""
+    for threshold in thresholds:
+        if not 0 < threshold <= MOST:
+            raise InputError(f"thresholds: expected percent above zero, at most {MOST:g}, got {threshold}")
+    if len({key_of("fr", threshold) for threshold in thresholds}) < len(thresholds):
+        raise InputError(f"thresholds: expected each once, got {list(thresholds)}")
 
 
 def normalisers_of(layout: Layout) -> tuple[str, ...]:
