@@ -30,3 +30,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def is_utf8(path: Path) -> bool:
     """Whether its name is text. Others are legal, but libraries written in C++ may crash on them."""
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
+def printable(path: Path) -> str:
+    """The path as text that any terminal or file takes, with escapes for what is not UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()

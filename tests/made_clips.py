@@ -10,7 +10,7 @@ import numpy as np
 
 from iact.layouts import W300
 from iact.predictor import PredictedFace
-from iact.video.tracking import overlap
+from iact.video.tracking import landmark_square, overlap
 
 SHAPE = np.random.default_rng(0).uniform(0, 1, (68, 2))
 SHAPE[:2] = (0, 0), (1, 1)  # fills its box
@@ -48,7 +48,7 @@ def square(x: float, y: float, side: float = 40) -> np.ndarray:
 
 
 class Scene:
-    """A predictor of faces that a test places: `faces` are their landmark boxes.
+    """A predictor of faces that a test places: `faces` are their landmark boxes, lines without a height too.
 
     A box that overlaps a face gives its landmarks and `score`, any other box its own and 0.1. Without boxes all faces
     are found that `seen` names by index, or all. `detections` counts how often that was asked."""
@@ -64,17 +64,24 @@ class Scene:
             self.detections += 1
             seen = range(len(self.faces)) if self.seen is None else self.seen
             return [_face(self.faces[i], self.score) for i in seen]
+        for box in boxes:
+            assert (box[2:] > np.maximum(box[:2], 0)).all(), "predictors want boxes with an area"
+            assert (box[:2] < image.shape[1::-1]).all(), "predictors want boxes in the image"
         return [self._look(box) for box in boxes]
 
     def _look(self, box: np.ndarray) -> PredictedFace:
-        overlaps = [overlap(box, face) for face in self.faces]
+        overlaps = [overlap(box, _square(face)) for face in self.faces]
         if max(overlaps, default=0) > 0.2:
             return replace(_face(self.faces[int(np.argmax(overlaps))], self.score), box=np.asarray(box))
         return _face(box, 0.1)
 
 
+def _square(box: np.ndarray) -> np.ndarray:
+    return landmark_square(box.reshape(2, 2))
+
+
 def _face(box: np.ndarray, score: float) -> PredictedFace:
-    return PredictedFace(np.asarray(box), box[:2] + SHAPE * (box[2:] - box[:2]), np.full(68, score))
+    return PredictedFace(_square(box), box[:2] + SHAPE * (box[2:] - box[:2]), np.full(68, score))
 
 
 class Camera:

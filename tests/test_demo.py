@@ -1,6 +1,7 @@
 """The server behind `iact demo`, over HTTP."""
 
 import http.client
+import itertools
 import json
 import re
 import socket
@@ -9,15 +10,18 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from demo_server import ask, encoded, find_boxes, serving
+from made_clips import Scene
 from PIL import Image
 
 from iact import Predictor
 from iact.data.synthetic import draw_face
+from iact.demo import answering
 from iact.demo import server as demo_server
 from iact.layouts import W300
 from iact.results import face_fields
@@ -139,6 +143,40 @@ def test_a_request_of_no_use_is_refused_with_a_sentence(server, monkeypatch, cas
     said = ask(server, path, data, **headers)
     assert said[0] == status and set(said[1]) == {"error"} and words in said[1]["error"]
     assert ask(server, "/predict", JPEG)[0] == 200
+
+
+class Looking(Scene):
+    """A predictor that asks its detector `looks` times, calls that it counts, and then may fail."""
+
+    detector, looks, calls, fails = staticmethod(find_boxes), 0, [], False
+
+    def __call__(self, image, *boxes, **settings):
+        self.calls.append(image)
+        for _ in range(self.looks):
+            self.detector(image)
+        if self.fails:
+            raise ValueError("planted")
+        return super().__call__(image, *boxes, **settings)
+
+
+def test_the_detector_s_time_is_that_of_all_its_calls_for_a_picture(monkeypatch):
+    """By a clock that goes on by a second whenever it is read."""
+    monkeypatch.setattr(answering, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    timed = answering.TimedPredictor(Looking())
+    for looks, fails, expected in ((2, False, 2000), (0, False, 0), (3, True, None), (1, False, 1000)):
+        timed.predictor.looks, timed.predictor.fails = looks, fails
+        if fails:
+            with pytest.raises(ValueError, match="planted"):
+                timed(JPEG)
+        else:
+            assert timed(JPEG)["milliseconds"]["detector"] == expected
+
+
+def test_a_wide_face_that_rests_is_looked_at_once_for_each_picture(monkeypatch):
+    timed = answering.TimedPredictor(Looking(np.array([50.0, 80, 150, 130])))
+    monkeypatch.setattr(Looking, "calls", [])
+    assert [[face["id"] for face in timed(JPEG, camera="1")["faces"]] for _ in range(3)] == [[0]] * 3
+    assert len(Looking.calls) == 3
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9", "127.0.0.1:8765", "[::1]:80", "192.168.0.7"])

@@ -50,7 +50,7 @@ def test_names_that_are_not_utf8_are_predicted(trained, folder, tmp_path):
     ]
     program = [sys.executable, "-m", "iact", "predict", *flags]
     ended = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert (ended.returncode, ended.stderr) == (0, "") and "2 faces in 2 pictures" in ended.stdout
+    assert (ended.returncode, ended.stderr) == (0, "") and "2 faces in 2 pictures, into " in ended.stdout
     assert set(json.loads((out / "landmarks.json").read_text())["pictures"]) == {"one.png", CAFE}
     assert {path.name for path in (out / "pictures").iterdir()} == {"one.png.jpg", f"{CAFE}.jpg"}
     assert (out / "points" / f"{CAFE}_0.pts").exists()

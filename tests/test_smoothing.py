@@ -52,6 +52,15 @@ def test_noise_on_a_face_at_rest_flickers_less_than_half_as_much():
     assert after < before / 2
 
 
+@pytest.mark.parametrize("angle", [0, 10, 45, 90])
+def test_landmarks_on_a_line_are_steadied_too(angle):
+    eyes = 60 * np.array([[0, 0], [np.cos(np.radians(angle)), np.sin(np.radians(angle))]])
+    truth = np.tile(eyes, (120, 1, 1))
+    noisy = truth + np.random.default_rng(1).normal(0, 0.003 * 60, truth.shape)
+    steadied = np.diff(smoothed(noisy, np.arange(120) / 30), axis=0).std()
+    assert steadied < np.diff(noisy, axis=0).std() / 2
+
+
 @given(st.floats(0.01, 5), st.floats(15, 120))
 def test_the_lag_at_any_constant_speed_is_bounded(speed, rate):
     times = np.arange(int(4 * rate)) / rate

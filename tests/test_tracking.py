@@ -119,6 +119,43 @@ def test_a_face_that_leaves_the_picture_is_let_go():
     assert ids(tracker) == []
 
 
+def test_faces_whose_landmarks_lie_on_a_line_are_followed_too():
+    scene = Scene()
+    tracker = Tracker(scene)
+    for step in range(DETECT_EVERY):
+        scene.faces = [np.array([20.0 + 5 * step, 50, 80 + 5 * step, 50]), np.array([40.0, 100, 40, 150 + step])]
+        assert ids(tracker) == [0, 1]
+    assert scene.detections == 1
+
+
+def test_landmarks_in_one_point_are_searched_in_every_frame():
+    scene = Scene(np.array([30.0, 50, 30, 50]))
+    tracker = Tracker(scene)
+    assert [ids(tracker) for _ in range(3)] == [[0], [1], [2]] and scene.detections == 3
+
+
+def test_in_a_frame_of_another_size_faces_are_followed_where_it_has_something():
+    scene = Scene(square(20, 20), square(260, 60))
+    tracker = Tracker(scene)
+    assert ids(tracker) == [0, 1]
+    turned = np.zeros((320, 240, 3), np.uint8)
+    scene.faces = [square(20, 20)]
+    assert [face.id for face in tracker(turned)] == [0] and scene.detections == 1
+    scene.faces = [square(20, 260)]  # where the first size had nothing
+    assert [face.id for face in tracker(turned)] == [2] and scene.detections == 2
+    assert ids(tracker) == [3]
+
+
+@pytest.mark.parametrize("image", [None, np.zeros(5, np.uint8), np.zeros((40, 40), np.uint8)])
+def test_what_is_no_image_is_refused_and_the_faces_keep_their_numbers(small_run, image):
+    predictor = Predictor.from_pretrained(small_run, device="cpu", detector=lambda image: square(60, 60)[None])
+    tracker = Tracker(predictor, least_score=0)
+    assert ids(tracker) == [0]
+    with pytest.raises(InputError, match="image: expected"):
+        tracker(image)
+    assert ids(tracker) == [0]
+
+
 def test_a_predictor_is_driven_as_it_is(small_run):
     boxes = np.array([square(20, 20, 80), square(150, 90, 90)])
     predictor = Predictor.from_pretrained(small_run, device="cpu", detector=lambda image: boxes)

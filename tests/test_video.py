@@ -136,6 +136,38 @@ def test_the_overlay_keeps_time_where_the_source_does_not(clip, tmp_path):
     assert json.loads((tmp_path / "out/landmarks.json").read_text())["times"] == [0, 0.04, 0.4, 0.44]
 
 
+@pytest.mark.parametrize(
+    "times, shown",
+    [
+        ((0, 0.1, 2, 2.1), [60] + 19 * [100] + [140, 180]),
+        ((0, 60, 60.1, 60.2), 100 * [60] + [100, 140, 180]),  # a still of 10 s, and no more of them
+        ((0, 0.01, 0.02, 0.4), [60, 100, 140, 140, 180]),
+    ],
+)
+def test_the_overlay_shows_a_frame_until_the_next_is_due(times, shown, tmp_path):
+    video = Video(write_clip(tmp_path / "slow.mp4", grey(4), rate=10))
+    with Outputs(tmp_path / "out", W300, video, (), overlays=True) as outputs:
+        for time, level in zip(times, (60, 100, 140, 180), strict=True):
+            outputs.add(Frame(time, np.full((120, 160, 3), level, np.uint8)), [])
+    assert [round(frame.mean() / 20) * 20 for frame in read_clip(tmp_path / "out/slow.mp4")] == shown
+
+
+def test_a_phone_may_be_turned_on_the_way(small_run, monkeypatch, tmp_path):
+    def at_frame(index: int) -> None:
+        camera.shape = (480, 640, 3) if index < 3 else (640, 480, 3)
+
+    def detector(image: np.ndarray) -> np.ndarray:
+        return (square(520, 200, 100) if image.shape[1] == 640 else square(200, 30, 100))[None]
+
+    camera = Camera(6, at_frame)
+    monkeypatch.setattr(cv2, "VideoCapture", camera)
+    predictor = Predictor.from_pretrained(small_run, device="cpu", detector=detector)
+    assert predict_video(predictor, 0, tmp_path / "out").startswith("6 frames")
+    frames = json.loads((tmp_path / "out/landmarks.json").read_text())["frames"]
+    centres = [np.mean(faces[0]["landmarks"], axis=0) for faces in frames]
+    assert all(x > 500 for x, _ in centres[:3]) and all(x < 310 and y < 140 for x, y in centres[3:])
+
+
 def test_a_camera_runs_until_it_ends(monkeypatch, tmp_path):
     monkeypatch.setattr(cv2, "VideoCapture", Camera(5))
     said = predict_video(Scene(square(30, 30)), 1, tmp_path / "out")

@@ -1,7 +1,9 @@
 """Videos and folders that cannot be used: one sentence, and nothing is left behind."""
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,22 @@ for source in (Path(sys.argv[1]), 97):
     try:
         with quiet():
             Video(source)
+    except ValueError as error:
+        print(repr(error))
+"""
+ODD_NAMES = f"""
+import os, sys
+sys.path[:0] = [{str(Path(__file__).resolve().parents[1])!r}, {str(Path(__file__).resolve().parent)!r}]
+from pathlib import Path
+from made_clips import Scene, square
+from iact.video import predict_video
+folder, odd = Path(sys.argv[1]), os.fsdecode(b"caf\\xe9")
+os.chdir(folder / odd)
+sources = folder / f"{{odd}}.mp4", folder / "clip.mp4", folder / "clip.mp4", folder / "clip.mp4"
+outs = folder / "out", folder / "out" / odd, Path("out"), folder / "out" / odd
+for source, out, overlays in zip(sources, outs, (True, True, True, False)):
+    try:
+        print(predict_video(Scene(square(20, 20)), source, out, overlays=overlays))
     except ValueError as error:
         print(repr(error))
 """
@@ -68,6 +86,22 @@ def test_opencv_prints_nothing_beside_the_sentence(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video " * 50)
     ended = subprocess.run([sys.executable, "-c", OPEN_ALL, tmp_path / "text.mp4"], capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stdout.count("InputError") == 2 and ended.stderr == ""
+
+
+def test_names_that_are_not_utf8_are_said(clip, tmp_path):
+    """In a process of its own, because OpenCV would end it."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    shutil.copy(clip, f"{odd}.mp4")
+    ended = subprocess.run([sys.executable, "-c", ODD_NAMES, tmp_path], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    *refusals, done = ended.stdout.splitlines()
+    places = tmp_path / "caf\\udce9.mp4", tmp_path / "out" / "caf\\udce9", tmp_path / "caf\\udce9" / "out"
+    sentence = "expected a path in UTF-8, which is all that OpenCV takes for videos"
+    assert refusals == [repr(InputError(f"{place}: {sentence}")) for place in places]
+    assert done == f"8 frames, 1 face followed, into {places[1]}"
+    assert [path.name for path in (tmp_path / "out" / odd.name).iterdir()] == ["landmarks.json"]
+    assert not any(odd.iterdir())
 
 
 def test_a_video_that_ends_early_is_used_and_said(tmp_path):

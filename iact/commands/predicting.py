@@ -20,6 +20,7 @@ from iact.data.boxes import read_boxes
 from iact.data.faces import ImageFile
 from iact.detector import Detector, YuNet, detect_faces
 from iact.errors import InputError
+from iact.files import printable
 from iact.inference import Precision, find_device, find_precision
 from iact.layouts import Layout
 from iact.plots import draw_landmarks, save_image
@@ -234,7 +235,7 @@ def _overlay(image: np.ndarray, faces: Sequence[PredictedFace], layout: Layout) 
 def _say(found: dict[str, list[PredictedFace]], left_out: list[str], out: Path) -> int:
     """Prints the counts, and what was left out; the exit code."""
     faces, empty = sum(map(len, found.values())), sum(not faces for faces in found.values())
-    print(f"{_count(faces, 'face')} in {_count(len(found), 'picture')}, into {out}", end="")
+    print(f"{_count(faces, 'face')} in {_count(len(found), 'picture')}, into {printable(out)}", end="")
     print(f"; {_count(empty, 'picture')} without a face" if empty else "")
     for sentence in left_out:
         print(f"left out: {sentence}", file=sys.stderr)

@@ -9,10 +9,9 @@ import numpy as np
 
 from iact.data.faces import decode_picture
 from iact.detector import Detector
-from iact.geometry import landmark_box
 from iact.predictor import PredictedFace, Predictor
 from iact.results import face_fields
-from iact.video.tracking import TrackedFace, Tracker
+from iact.video.tracking import TrackedFace, Tracker, landmark_square
 
 CAMERAS = 16  # that are followed; the one that was silent for longest is forgotten
 FAR = 0.08  # sides of a box; a crop shows 0.125 around it
@@ -28,11 +27,11 @@ class TimedDetector:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         started = time.perf_counter()
         boxes = self.detector(image)
-        self._threads.seconds = time.perf_counter() - started
+        self._threads.seconds = getattr(self._threads, "seconds", 0.0) + time.perf_counter() - started
         return boxes
 
     def take_seconds(self) -> float:
-        """Of this thread's call since it last asked; 0 without one."""
+        """Of this thread's calls since it last asked, together; 0 without one."""
         seconds = getattr(self._threads, "seconds", 0.0)
         self._threads.seconds = 0.0
         return seconds
@@ -63,6 +62,7 @@ class TimedPredictor:
         for decoding, the detector, the network and in all. InputError for bytes that are no picture.
 
         In pictures of one `camera`, under any name for it, faces are followed, and have an "id"."""
+        self.detector.take_seconds()  # of a picture that ended in an error
         started = time.perf_counter()
         image = decode_picture(data)
         decoded = time.perf_counter()
@@ -94,7 +94,7 @@ def _has_moved(face: TrackedFace) -> bool:
     """Whether a face lies so far off the box it was cut by that some of it may be missing: a camera's pictures come
     seldom, and it is worth another look."""
     side = (face.box[2:] - face.box[:2]).max()
-    return bool(np.abs(landmark_box(face.landmarks) - face.box).max() > FAR * side)
+    return bool(np.abs(landmark_square(face.landmarks) - face.box).max() > FAR * side)
 
 
 def _fields(face: PredictedFace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from iact.errors import InputError
+from iact.files import printable
 from iact.predictor import Predictor
 from iact.stop import asked_to_stop
 from iact.video.frames import Frame, Video, quiet
@@ -101,7 +102,7 @@ def _shown(video: Video) -> Iterable[Frame]:
 
 def _sentence(video: Video, seen: _Seen, out: Path) -> str:
     """How it went, for the user."""
-    sentence = f"{_count(seen.frames, 'frame')}, {_count(len(seen.ids), 'face')} followed, into {out}"
+    sentence = f"{_count(seen.frames, 'frame')}, {_count(len(seen.ids), 'face')} followed, into {printable(out)}"
     sentence += f"; {_count(seen.empty, 'frame')} without a face" if seen.empty else ""
     if seen.stopped and not video.is_camera:
         return f"{sentence}; stopped before the end of the video"

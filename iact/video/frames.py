@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from iact.errors import InputError
+from iact.files import is_utf8, printable
 
 USUAL_RATE = 30.0  # frames a second, of sources that do not tell
 
@@ -29,14 +30,17 @@ class Video:
 
     Files that phones recorded upright are turned as they say. `rate` is in frames a second; of a file whose rate
     varies it is the mean, of a source that tells none 30. `count` is how many frames a file says it has, None where it
-    does not, or of a camera. `size` is (width, height). InputError where there is no video or camera, or no frame."""
+    does not, or of a camera. `size` is (width, height). InputError where there is no video or camera, or no frame, and
+    for a path that is not UTF-8."""
 
     def __init__(self, source: Path | int):
         self.is_camera = isinstance(source, int)
         self.title = f"camera:{source}" if self.is_camera else str(source)
         self.name = f"camera_{source}" if self.is_camera else source.stem
-        if not self.is_camera and not source.is_file():
-            raise InputError(f"{source}: no such video")
+        if not self.is_camera:
+            check_name(source)
+            if not source.is_file():
+                raise InputError(f"{source}: no such video")
         self._capture = cv2.VideoCapture(source if self.is_camera else str(source))
         self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         if not self._capture.isOpened():
@@ -70,6 +74,12 @@ class Video:
     def _clock(self) -> float:
         """Seconds at which the file shows the frame that was read last."""
         return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+
+
+def check_name(path: Path) -> None:
+    """InputError for a path that is not UTF-8: OpenCV's videos crash on it."""
+    if not is_utf8(path):
+        raise InputError(f"{printable(path)}: expected a path in UTF-8, which is all that OpenCV takes for videos")
 
 
 @contextmanager

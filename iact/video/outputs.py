@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 
 from iact.errors import InputError
-from iact.files import write_atomically
+from iact.files import printable, write_atomically
 from iact.layouts import Layout
 from iact.plots import draw_landmarks
 from iact.results import face_cells, face_columns, face_fields
-from iact.video.frames import Frame, Video
+from iact.video.frames import Frame, Video, check_name
 from iact.video.tracking import TrackedFace
 
 LONGEST_STILL = 10.0  # seconds for which one frame is shown at most
@@ -68,10 +68,12 @@ class _Csv:
 class _Overlay:
     """An MPEG-4 video with landmarks and numbers drawn, in the source's size, less a last odd column or row.
 
-    Its rate is constant: a frame is repeated until the next is due, as of a camera that gives fewer than it says."""
+    Its rate is constant: a frame is repeated until the next is due, as of a camera that gives fewer than it says, for
+    `LONGEST_STILL` at most. After a longer gap, time goes on from there."""
 
     def __init__(self, path: Path, layout: Layout, video: Video):
         self._path, self._layout, self._frames = path, layout, 0
+        self._last, self._start = np.zeros((0, 0, 3), np.uint8), 0.0  # s, of the video's time
         self._rate, (width, height) = round(video.rate, 2), video.size
         self._size = (max(2, width - width % 2), max(2, height - height % 2))  # the format halves its colours' size
         self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, self._size)
@@ -84,10 +86,21 @@ class _Overlay:
         image = cv2.cvtColor(draw_faces(frame.image, faces, self._layout), cv2.COLOR_RGB2BGR)[:height, :width]
         if image.shape[1::-1] != self._size:  # sources may change their size on the way
             image = cv2.resize(image, self._size)
-        due = min(round(frame.time * self._rate) + 1 - self._frames, round(LONGEST_STILL * self._rate))
-        for _ in range(max(1, due)):
-            self._writer.write(image)
-            self._frames += 1
+        self._wait(frame.time)
+        self._write(image)
+        self._last = image
+
+    def _wait(self, time: float) -> None:
+        """Shows the frame before, until the one of that time (seconds) is due."""
+        missing, longest = round((time - self._start) * self._rate) - self._frames, round(LONGEST_STILL * self._rate)
+        for _ in range(min(missing, longest - 1)):  # it has been shown once
+            self._write(self._last)
+        if missing >= longest:
+            self._start = time - self._frames / self._rate
+
+    def _write(self, image: np.ndarray) -> None:
+        self._writer.write(image)
+        self._frames += 1
 
     def close(self) -> None:
         """OSError when the video is not whole: OpenCV says nothing about a full disk."""
@@ -101,7 +114,8 @@ class Outputs:
     """The files of a video below a folder: `with Outputs(...) as outputs: outputs.add(frame, faces)`.
 
     All of them appear, whole, when the block ends well, and none of them otherwise; the folder is made with the first
-    frame. InputError naming the folder when it cannot be written, or when the overlay would replace the video."""
+    frame. InputError naming the folder when it cannot be written, or when the overlay would replace the video, or has
+    a path that is not UTF-8."""
 
     def __init__(self, out: Path, layout: Layout, video: Video, formats: Sequence[str], overlays: bool):
         self._out, self._layout, self._video = out, layout, video
@@ -109,6 +123,8 @@ class Outputs:
         self._names = [*names, f"{video.name}.mp4"] if overlays else names
         if Path(video.title).resolve() in ((out / name).resolve() for name in self._names):
             raise InputError(f"{out}: {video.title} would be replaced by its overlay; choose another folder")
+        if overlays:
+            check_name(out.absolute())
         self._folder: TemporaryDirectory | None = None
         self._files: dict[str, _File] = {}
 
@@ -151,7 +167,7 @@ class Outputs:
                 write_atomically(self._out / name, lambda temporary, made=made: os.replace(made, temporary))
 
     def _cannot_write(self, error: OSError) -> InputError:
-        return InputError(f"{self._out}: cannot be written ({error.strerror or error})")
+        return InputError(f"{printable(self._out)}: cannot be written ({error.strerror or error})")
 
 
 def draw_faces(image: np.ndarray, faces: Sequence[TrackedFace], layout: Layout) -> np.ndarray:

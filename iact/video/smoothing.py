@@ -19,7 +19,8 @@ class OneEuro:
 
     A low-pass whose cutoff is `at_rest` (Hz) and rises by `per_speed` for every face size a second that a landmark
     moves, so that what rests is steady and what moves lags little: by less than 1 / (2 pi per_speed) face sizes at any
-    constant speed. The face size is sqrt(width x height) of its landmark box, so a face means the same near and far."""
+    constant speed. The face size is sqrt(width x height) of its landmark box, so a face means the same near and far,
+    but at least half the box's larger side: landmarks may lie on a line."""
 
     def __init__(
         self,
@@ -43,12 +44,16 @@ class OneEuro:
         else:
             velocity = (landmarks - self._given) / step
             self._velocity = self._velocity + _weight(self.speed_cutoff, step) * (velocity - self._velocity)
-            size = max(1e-9, float(np.sqrt(np.ptp(landmarks, axis=0).prod())))
-            speed = np.linalg.norm(self._velocity, axis=1, keepdims=True) / size
+            speed = np.linalg.norm(self._velocity, axis=1, keepdims=True) / _size(landmarks)
             weight = _weight(self.at_rest + self.per_speed * speed, step)
             self._smoothed = self._smoothed + weight * (landmarks - self._smoothed)
         self._time, self._given = time, landmarks
         return self._smoothed.copy()
+
+
+def _size(landmarks: np.ndarray) -> float:
+    sides = np.ptp(landmarks, axis=0)
+    return float(max(np.sqrt(sides.prod()), sides.max() / 2, 1e-9))
 
 
 def _weight(cutoff, step: float):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from iact.detector import to_landmark_boxes
 from iact.geometry import landmark_box
 from iact.predictor import PredictedFace, Predictor
 
@@ -13,7 +14,7 @@ from iact.predictor import PredictedFace, Predictor
 LEAST_SCORE = 0.55
 DETECT_EVERY = 15  # frames
 PATIENCE = 15  # frames that a lost face keeps its number
-SAME_FACE = 0.4  # overlap (IoU) of landmark boxes
+SAME_FACE = 0.4  # overlap (IoU) of the squares around landmarks
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Track:
 class Tracker:
     """Faces of a video's frames, given in order: `tracker = Tracker(predictor); faces = tracker(image)`.
 
-    The box of a face is the one around its landmarks in the frame before; all faces go through the network together.
+    The box of a face is the square around its landmarks in the frame before; all faces go through the network together.
     The detector looks at every `detect_every`-th frame, and where no face is followed or one scores, in the mean, less
     than `least_score`: that one goes on only if the detector sees it, and is forgotten `PATIENCE` frames after. Of two
     that have come to lie on one face, the one followed for longer stays."""
@@ -62,7 +63,10 @@ class Tracker:
         return [TrackedFace(face.box, face.landmarks, face.scores, id) for id, face in sorted(faces.items())]
 
     def _follow(self, image: np.ndarray) -> dict[int, PredictedFace]:
-        """The faces found where they were, by number; those that lie on one before them are given up."""
+        """The faces found where they were, by number; those that lie on one before them are given up, and those that
+        were where a frame of another size has nothing."""
+        if isinstance(image, np.ndarray) and image.ndim == 3:  # the predictor says what is wrong with others
+            self._tracks = {id: track for id, track in self._tracks.items() if _inside(track.box, image)}
         if not self._tracks:
             return {}
         found = self.predictor(image, [track.box for track in self._tracks.values()], flip_test=self.flip_test)
@@ -95,15 +99,21 @@ class Tracker:
 
 
 def _boxes(faces: dict[int, PredictedFace]) -> dict[int, np.ndarray]:
-    return {id: landmark_box(face.landmarks) for id, face in faces.items()}
+    return {id: landmark_square(face.landmarks) for id, face in faces.items()}
+
+
+def landmark_square(landmarks: np.ndarray) -> np.ndarray:
+    """The square (x0, y0, x1, y1) around landmarks [K, 2], with the centre and the larger side of their tight box: what
+    a face is cut by, which has an area though its landmarks lie on a line."""
+    return to_landmark_boxes(landmark_box(landmarks)[None], (0.0, 0.0, 1.0))[0]
 
 
 def _overlapping(face: PredictedFace, boxes: dict[int, np.ndarray]) -> int | None:
-    """The number of the box that overlaps the face's landmark box most, if any does enough."""
+    """The number of the box that overlaps the square around the face's landmarks most, if any does enough."""
     if not boxes:
         return None
-    box = landmark_box(face.landmarks)
-    overlaps = {id: overlap(box, other) for id, other in boxes.items()}
+    square = landmark_square(face.landmarks)
+    overlaps = {id: overlap(square, other) for id, other in boxes.items()}
     best = max(overlaps, key=overlaps.__getitem__)
     return best if overlaps[best] >= SAME_FACE else None
 
