@@ -100,6 +100,14 @@ def test_opcheck(shape, dtype):
     torch.library.opcheck(torch.ops.iact.attention_backward, (grad, q, k, v, out, logsumexp, 0.3))
 
 
+def test_there_is_no_second_derivative():
+    q, k, v = (torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3))
+    out = attention(q, k, v)
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="iact::attention has no second derivative"):
+        torch.autograd.grad(grad.square().sum() + out.sum(), q)
+
+
 def test_backward_repeats_bit_for_bit():
     tensors = make((3, 2, 37, 16))
     first, second = run(*tensors), run(*tensors)

@@ -175,6 +175,12 @@ def test_wrong_arguments_are_named(arguments, words):
         ops.decode_heatmaps(**arguments)
 
 
+def test_landmarks_of_a_network_in_training_are_plain_numbers():
+    heatmaps = torch.rand(1, 2, 8, 8, requires_grad=True)
+    points, scores = ops.decode_heatmaps(heatmaps)
+    assert not points.requires_grad and not scores.requires_grad
+
+
 def test_window_mean_is_differentiable_where_the_kernel_is_not():
     heatmaps = random_heatmaps((1, 2, 6, 7), torch.float64).requires_grad_()
     peak, _ = codec.brightest_pixel(heatmaps.detach())

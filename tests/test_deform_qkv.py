@@ -167,6 +167,14 @@ def test_empty_batch():
     assert deform_attention(*make(0, 4, 2, 3, 3, 1), heads=2).shape == (0, 9, 4)
 
 
+def test_there_is_no_second_derivative():
+    x, offset, weight, bias = (t.requires_grad_() for t in make(*SHAPES[0]))
+    outputs = deform_qkv(x, offset, weight, bias, heads=2)
+    (grad,) = torch.autograd.grad(outputs[0].sum(), x, create_graph=True)  # as some do who want only this one
+    with pytest.raises(NotImplementedError, match="iact::deform_qkv has no second derivative"):
+        torch.autograd.grad(grad.square().sum() + outputs[0].sum(), x)
+
+
 def test_backward_repeats_bit_for_bit():
     tensors = make(5, 16, 2, 6, 6, 1, torch.float32, spread=0.3)
     first, second = run(deform_qkv, *tensors, 2), run(deform_qkv, *tensors, 2)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -128,6 +129,15 @@ def test_seed_may_be_a_tensor():
     assert losses[0] == losses[1] and losses[0] != losses[2]
 
 
+def test_a_seed_is_a_number_of_any_kind():
+    pred, points, _ = _case()
+    expected = ops.heatmap_loss(pred, points, seed=7)
+    beside = torch.tensor([7, 3], dtype=torch.int32)  # what lies behind a narrow one in memory does not matter
+    for seed in (np.int64(7), torch.tensor(7), torch.tensor([7]), beside[0], beside[:1].to(torch.uint8)):
+        assert ops.heatmap_loss(pred, points, seed=seed) == expected
+    assert ops.heatmap_loss(pred, points, seed=8) != expected
+
+
 def test_low_precision_maps_give_a_float32_loss_under_autocast():
     pred, points, _ = _case()
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,6 +154,13 @@ def test_low_precision_maps_give_a_float32_loss_under_autocast():
         (dict(landmarks=torch.zeros(3, 4, 2)), r"landmarks: expected shape \(3, 5, 2\), got \(3, 4, 2\)"),
         (dict(visible=torch.ones(3, 4)), "visible"),
         (dict(kind="l2"), "kind: expected one of smooth_wing, adaptive_wing, got 'l2'"),
+        (dict(landmarks=torch.zeros(3, 5, 2, device="meta")), "landmarks: expected the device of pred, cpu, got meta"),
+        (dict(visible=torch.ones(3, 5, device="meta")), "visible: expected the device of pred, cpu, got meta"),
+        (dict(sigma=0.0), "sigma: expected a positive number of heatmap px, got 0.0"),
+        (dict(sigma=float("nan")), "sigma: expected a positive number"),
+        (dict(map_factor=-1.0), "map_factor: expected 0 or a positive number, got -1.0"),
+        (dict(seed=torch.tensor(1.5)), r"seed: expected one whole number, got torch.float32 \(\)"),
+        (dict(seed=torch.empty(0, dtype=torch.int64)), r"seed: expected one whole number, got torch.int64 \(0,\)"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, words):

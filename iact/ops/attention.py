@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from iact.errors import InputError
 from iact.ops.reference import attention as reference
-from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate
+from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate, refuse_second_derivative
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KERNEL_SIZE = 64  # the longest row
@@ -103,6 +103,7 @@ LIBRARY.impl("attention_backward", reference.attention_backward_cpu, "CPU")
 add_kernel("attention", "CUDA", _cuda, KERNEL_WORDS)
 add_kernel("attention_backward", "CUDA", _cuda_backward, KERNEL_WORDS)
 differentiate("attention", _backward, _setup_context)
+refuse_second_derivative("attention_backward")
 autocast("attention", _autocast)
 
 

@@ -44,7 +44,7 @@ def decode_heatmaps(
         raise InputError(f"decode_heatmaps: k: expected 1 to {pixels} (the pixels of a map), got {k}")
     if to_image is not None:
         _check_maps(heatmaps, to_image)
-    return torch.ops.iact.decode_heatmaps(heatmaps, method, radius, k, to_image)
+    return torch.ops.iact.decode_heatmaps(heatmaps.detach(), method, radius, k, to_image)
 
 
 def check_heatmaps(name: str, heatmaps: torch.Tensor) -> None:

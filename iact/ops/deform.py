@@ -7,7 +7,7 @@ from torch.utils.flop_counter import register_flop_formula
 from iact.errors import InputError
 from iact.ops.attention import seen_dtype
 from iact.ops.reference import deform as reference
-from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate
+from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate, refuse_second_derivative
 
 OFFSETS = 2 * reference.TAPS
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -176,6 +176,7 @@ define(
 add_kernel("deform_qkv", "CUDA", _cuda, KERNEL_WORDS)
 add_kernel("deform_qkv_backward", "CUDA", _cuda_backward, KERNEL_WORDS)
 differentiate("deform_qkv", _backward, _setup_context)
+refuse_second_derivative("deform_qkv_backward")
 autocast("deform_qkv", _autocast)
 define(
     "deform_attention_forward(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> Tensor",

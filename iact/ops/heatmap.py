@@ -1,5 +1,6 @@
 """The heatmap loss whose target is drawn from landmarks."""
 
+import math
 from typing import Literal
 
 import torch
@@ -39,15 +40,33 @@ def heatmap_loss(
         )
     if visible is not None and visible.shape != pred.shape[:2]:
         raise InputError(f"heatmap_loss: visible: expected {tuple(pred.shape[:2])}, got {tuple(visible.shape)}")
-    if kind not in KINDS:
-        raise InputError(f"heatmap_loss: kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if isinstance(seed, int):
-        seed = torch.full((), seed, dtype=torch.int64, device=pred.device)  # no copy from the host, which would wait
-    elif seed is not None:
-        seed = seed.to(pred.device)
+    for name, tensor in (("landmarks", landmarks), ("visible", visible)):
+        if tensor is not None and tensor.device != pred.device:
+            expected = f"the device of pred, {pred.device}"
+            raise InputError(f"heatmap_loss: {name}: expected {expected}, got {tensor.device}")
+    _check_numbers(kind, sigma, map_factor)
+    seed = None if seed is None else _seed(seed, pred.device)
     visible = None if visible is None else visible.bool()
     smooth = kind == "smooth_wing"
     return torch.ops.iact.heatmap_loss(pred, landmarks.float(), visible, seed, smooth, sigma, map_factor)[0]
+
+
+def _check_numbers(kind: str, sigma: float, map_factor: float) -> None:
+    if kind not in KINDS:
+        raise InputError(f"heatmap_loss: kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if not 0 < sigma < math.inf:
+        raise InputError(f"heatmap_loss: sigma: expected a positive number of heatmap px, got {sigma}")
+    if not 0 <= map_factor < math.inf:
+        raise InputError(f"heatmap_loss: map_factor: expected 0 or a positive number, got {map_factor}")
+
+
+def _seed(seed: int | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """As the kernels read it: one int64 on the device."""
+    if not isinstance(seed, torch.Tensor):
+        return torch.full((), seed, dtype=torch.int64, device=device)  # no copy from the host, which would wait
+    if seed.numel() != 1 or seed.is_floating_point() or seed.is_complex():
+        raise InputError(f"heatmap_loss: seed: expected one whole number, got {seed.dtype} {tuple(seed.shape)}")
+    return seed.to(device, torch.int64)
 
 
 def reference(

@@ -34,6 +34,16 @@ def differentiate(name: str, backward: Callable, setup_context: Callable) -> Non
     torch.library.register_autograd(f"iact::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
+def refuse_second_derivative(name: str) -> None:
+    """Lets the gradient of an op, itself the op of that name, refuse to be differentiated: PyTorch would go on with a
+    warning, and without its share."""
+
+    def refuse(ctx, *_):
+        raise NotImplementedError(f"iact::{name.removesuffix('_backward')} has no second derivative")
+
+    torch.library.register_autograd(f"iact::{name}", refuse, lib=LIBRARY)
+
+
 def autocast(name: str, cast: Callable) -> None:
     """Adds the op's autocast rule: `cast(dtype, *arguments)` gives the arguments in the precisions the op wants."""
     operator = getattr(torch.ops.iact, name).default

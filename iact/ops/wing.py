@@ -35,14 +35,15 @@ def smooth_wing_loss(
     The gradient goes to `pred` only: target and weight are constants, and there is no second derivative.
 
     Raises:
-        InputError: shape, dtype or device does not fit, or not 0 < theta1 <= 1, theta1 < theta2 <= 1e6 epsilon,
-            alpha > 1.
+        InputError: shape, dtype or device does not fit, or not 1e-15 <= theta1 <= 1, theta1 < theta2 <= 1e6 epsilon,
+            alpha > 1, (theta2 / epsilon)^alpha <= 1e35.
 
     Source: the paper, equation 6, its constants repaired by continuity of value and slope at theta1 and theta2."""
     _check_tensors("smooth_wing_loss", pred, target, weight)
     _check_numbers("smooth_wing_loss", reduction, alpha, theta2, epsilon, omega=omega, theta1=theta1)
-    if theta1 > 1 or theta1 >= theta2:
-        raise InputError(f"smooth_wing_loss: theta1: expected at most 1 and below theta2 ({theta2}), got {theta1}")
+    if not 1e-15 <= theta1 <= 1 or theta1 >= theta2:  # its square is a divisor in float32
+        expected = f"1e-15 to 1, and below theta2 ({theta2})"
+        raise InputError(f"smooth_wing_loss: theta1: expected {expected}, got {theta1}")
     numbers = (omega, theta1, theta2, alpha, epsilon)
     return torch.ops.iact.wing_loss(pred, target, weight, True, *numbers, reduction == "mean")[0]
 
@@ -61,7 +62,8 @@ def adaptive_wing_loss(
     """The Adaptive Wing loss of heatmaps [B, K, H, W]; all else as in `smooth_wing_loss`.
 
     Raises:
-        InputError: shape, dtype or device does not fit, or not 0 < theta <= 1e6 epsilon, alpha > 1.
+        InputError: shape, dtype or device does not fit, or not 0 < theta <= 1e6 epsilon, alpha > 1,
+            (theta / epsilon)^alpha <= 1e35.
 
     Source: Wang et al. 2019, Adaptive Wing Loss for Robust Face Alignment via Heatmap Regression, equation 4."""
     _check_tensors("adaptive_wing_loss", pred, target, weight)
@@ -97,6 +99,8 @@ def _check_numbers(loss: str, reduction: str, alpha: float, theta2: float, epsil
         raise InputError(f"{loss}: epsilon: expected at least a millionth of theta2 ({theta2}), got {epsilon}")
     if not (alpha > 1 and math.isfinite(alpha)):  # the exponent alpha - target has to stay positive
         raise InputError(f"{loss}: alpha: expected a number above 1, got {alpha}")
+    if alpha * math.log10(theta2 / epsilon) > 35:  # as above
+        raise InputError(f"{loss}: alpha: expected (theta2 / epsilon)^alpha of at most 1e35, got alpha {alpha}")
     if reduction not in ("mean", "none"):
         raise InputError(f'{loss}: reduction: expected "mean" or "none", got {reduction!r}')
 
