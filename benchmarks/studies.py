@@ -13,6 +13,7 @@ from iact.config import PAPER, TrainConfig
 from iact.data.augment import Augmentation
 from iact.errors import InputError
 from iact.heatmaps import DecodeMethod
+from iact.layouts import LAYOUTS
 from iact.model import SIZES, ModelConfig
 from iact.model.iact import Head
 from iact.training.run import Build, build_model
@@ -77,7 +78,7 @@ def choose(study: StudyName, only: tuple[str, ...], data: str) -> list[Variant]:
     """The variants of a study, or those of them in `only` and the ones that these are compared with.
 
     InputError for an unknown name, and where a network needs timm, which is not installed."""
-    variants = [v for v in STUDIES[study] if not (v.from_drawn and data == "synthetic")]  # drawn faces are drawn faces
+    variants = [v for v in STUDIES[study] if not v.from_drawn or data in LAYOUTS]  # others have no drawn faces beside
     names = [variant.name for variant in variants]
     for name in only:
         if name not in names:

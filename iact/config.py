@@ -52,7 +52,7 @@ class TrainConfig:
     """Weights to start from: a file, a run folder, or a name such as iact-300w; other landmarks get a new head."""
 
     epochs: int | None = None
-    """Passes over the training faces; by default 6 over drawn faces, 50 over real ones."""
+    """Passes over the training faces; by default 6 over drawn faces, 50 over real ones, or those of a run resumed."""
     batch_size: int = 16
     """Faces of a step, whatever the number of GPUs: they share them."""
     accumulate: int = 1

@@ -8,14 +8,15 @@ from typing import Any
 
 from iact.errors import InputError
 
-KEPT = 50  # letters of a name in that of its temporary file, which must not grow too long
+LONGEST = 220  # bytes of a name that may stand whole in that of its temporary file, which has more; systems allow 255
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a temporary path in the same folder (made where missing), then moves the file into place.
 
     InputError naming the path when it cannot be written; an older file of that name is then untouched."""
-    temporary = path.with_name(f".{path.name[:KEPT]}.{os.getpid()}.tmp")
+    name = path.name if len(os.fsencode(path.name)) <= LONGEST else path.name[:50]
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

@@ -93,6 +93,15 @@ def test_a_run_can_be_made_longer(miniature, tmp_path):
     assert json.loads((config.out / "config.json").read_text())["epochs"] == 2
 
 
+def test_a_run_goes_on_for_as_long_as_it_was_begun(miniature, tmp_path):
+    config = replace(QUICK, epochs=2, out=tmp_path / "run")
+    training.train(config)
+    (config.out / "config.json").write_text(json.dumps(replace(config, epochs=3).to_json()))  # as if stopped before
+    training.train(replace(config, epochs=None, resume=True))
+    assert len(rows(config.out)) == 3
+    assert json.loads((config.out / "config.json").read_text())["epochs"] == 3
+
+
 @pytest.mark.parametrize("change", [lambda state: [1, 2], lambda state: {}, lambda state: {**state, "model": {}}])
 def test_a_checkpoint_that_does_not_fit_is_refused(change, miniature, tmp_path):
     config = replace(QUICK, epochs=1, synthetic_faces=8, out=tmp_path / "run")

@@ -245,6 +245,14 @@ def test_flags_win_over_the_paper_recipe(monkeypatch):
     assert asdict(seen[0]) == asdict(replace(PAPER, epochs=7))
 
 
+def test_a_training_says_which_faces_its_folder_lacks(miniature, capsys, tmp_path):
+    for index in range(4):
+        write_w300(tmp_path, "helen/trainset", f"{index}a")
+    training.train(replace(QUICK, data="300w", root=tmp_path, epochs=1, hold_out=0.0, out=tmp_path / "run"))
+    found = capsys.readouterr().out
+    assert all(sentence in found for sentence in read_faces("300w", tmp_path, "train").missing) and "lfpw" in found
+
+
 def test_a_face_in_profile_does_not_end_the_training(miniature, tmp_path):
     for index in range(4):
         write_w300(tmp_path, "helen/trainset", f"{index}a")

@@ -11,6 +11,8 @@ from iact.errors import InputError
 from iact.files import is_utf8
 from iact.layouts import Layout
 
+FARTHEST = 1e6  # px from the corner of a picture
+
 
 class ImageSource(Protocol):
     """Where a picture comes from. Two faces of one picture have equal sources."""
@@ -118,4 +120,7 @@ def check_landmarks(landmarks: np.ndarray, layout: Layout, origin: str) -> np.nd
         raise InputError(f"{origin}: expected {expected[0]} landmarks, got an array of shape {landmarks.shape}")
     if not np.isfinite(landmarks).all():
         raise InputError(f"{origin}: landmark {int(np.argwhere(~np.isfinite(landmarks))[0, 0])} is not a finite number")
+    if np.abs(landmarks).max() > FARTHEST:
+        landmark = int(np.abs(landmarks).max(axis=1).argmax())
+        raise InputError(f"{origin}: landmark {landmark} lies at {landmarks[landmark].tolist()}, far from any picture")
     return landmarks

@@ -24,6 +24,12 @@ def choose_folder(config: TrainConfig) -> Path:
     return folder
 
 
+def epochs_begun_with(config: TrainConfig) -> int | None:
+    """Those of the run that `config` is to go on with; None where there is none, or no run."""
+    path = (config.out or _free_folder(Path("runs") / f"{config.data}-{config.model}", config.resume)) / SETTINGS
+    return _read_settings(path).get("epochs") if config.resume and path.exists() else None
+
+
 def save_settings(config: TrainConfig, folder: Path) -> None:
     """Writes config.json, from which a resumed run is checked and a finished one understood."""
     text = json.dumps(config.to_json(), indent=2) + "\n"

@@ -22,7 +22,7 @@ from iact.errors import InputError, TrainingPaused, TrainingStopped
 from iact.inference import predict_cuts
 from iact.layouts import Layout
 from iact.stop import asked_to_stop
-from iact.training.folder import choose_folder, save_settings
+from iact.training.folder import choose_folder, epochs_begun_with, save_settings
 from iact.training.log import RunLog, speaker
 from iact.training.optimise import learning_rate, set_learning_rate
 from iact.training.ranks import joined
@@ -37,7 +37,8 @@ def train(config: TrainConfig, build: Build = build_model) -> Path:
     Under torchrun all processes share each batch. InputError for input that cannot be used, TrainingStopped when the
     loss is no longer a number or another rank is gone, TrainingPaused when SIGTERM or Ctrl-C has ended it after a step,
     with a checkpoint."""
-    config = config if config.epochs is not None else replace(config, epochs=default_epochs(config.data))
+    if config.epochs is None:
+        config = replace(config, epochs=epochs_begun_with(config) or default_epochs(config.data))
     _check_numbers(config)
     with joined(config.device) as ranks, asked_to_stop() as stop:
         folder = ranks.first_says(partial(choose_folder, config))
@@ -68,6 +69,8 @@ def _train(run: Run, log: RunLog, stop: Callable[[], bool]) -> None:
     begun, faces = time.perf_counter(), 0
     while run.epoch < run.config.epochs:
         if not _train_epoch(run, log, stop):
+            run.share_statistics()  # the checkpoint of one rank is loaded by all
+            run.ranks.mean_(run.loss)
             if run.ranks.first:
                 run.save()
             raise TrainingPaused(f"stopped in epoch {run.epoch + 1}; --resume goes on from {run.folder / RESUME}")
@@ -90,7 +93,7 @@ def _train_epoch(run: Run, log: RunLog, stop: Callable[[], bool]) -> bool:
         log.advance(run.batch_size)
         if run.done % SHOW_EVERY == 0 or run.done == run.steps_per_epoch:
             log.show(_mean_loss(run), run.feed.waited)
-        if run.ranks.any(stop()):
+        if run.done < run.steps_per_epoch and run.ranks.any(stop()):  # else the epoch is finished first
             return False
     return True
 

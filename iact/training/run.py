@@ -180,6 +180,8 @@ def prepare(
         count=config.synthetic_faces,
         seed=FACES_SEED,
     )
+    for sentence in found.missing:
+        say(sentence)
     sides = hold_out(found, config.hold_out, FACES_SEED)
     model = build(config, found.layout.num_landmarks).to(device, memory_format=torch.channels_last)
     faces = _cut(found, *sides, model.config.input_size, config.cache, say)
