@@ -44,9 +44,9 @@ Tensor deform_attention(const Tensor& x, const Tensor& offset, const Tensor& wei
 
 // The fragment is of the library that deform_cuda.cu defines.
 STABLE_TORCH_LIBRARY_FRAGMENT(iact_cuda, library) {
-  library.def("deform_attention(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> Tensor");
+  library.def("deform_attention_forward(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(iact_cuda, CUDA, library) { library.impl("deform_attention", TORCH_BOX(&deform_attention)); }
+STABLE_TORCH_LIBRARY_IMPL(iact_cuda, CUDA, library) { library.impl("deform_attention_forward", TORCH_BOX(&deform_attention)); }
 
 }  // namespace iact

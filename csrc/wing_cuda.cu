@@ -134,13 +134,12 @@ void launch_channels_last(const Tensor& pred, LandmarkMaps maps, const Wing<Real
                           cudaStream_t stream) {
   using Real = RealOf<T>;
   const int64_t elements = int64_t{1} * maps.channels * maps.height * maps.width;
-  const size_t shared = 3 * sizeof(float) * maps.channels;
+  const int64_t shared = 3 * sizeof(float) * maps.channels;
   STD_TORCH_CHECK(shared <= 48 * 1024, "heatmap_loss: at most 4096 channels_last heatmaps an image");
   with_count<T>(elements, {pred.const_data_ptr()}, [&](auto count) {
-    heatmap_channels_last_kernel<T, count><<<results.sums.numel(), kThreads, shared, stream>>>(
-        const_data<T>(pred), maps, static_cast<int>(blocks_for(elements)), constants,
-        static_cast<Real>(slope_factor(pred, true)), data<T>(results.slope), data<Real>(results.sums));
-    check_launch("heatmap_channels_last_kernel");
+    launch("heatmap_channels_last_kernel", heatmap_channels_last_kernel<T, count>, results.sums.numel(), kThreads,
+           shared, stream, const_data<T>(pred), maps, static_cast<int>(blocks_for(elements)), constants,
+           static_cast<Real>(slope_factor(pred, true)), data<T>(results.slope), data<Real>(results.sums));
   });
 }
 
@@ -184,7 +183,17 @@ void scale(Tensor slope, const Tensor& grad) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(iact, CUDA, library) {
+STABLE_TORCH_LIBRARY_FRAGMENT(iact_cuda, library) {
+  library.def(
+      "wing_loss(Tensor pred, Tensor target, Tensor? weight, bool smooth, float omega, float theta1, float theta2, "
+      "float alpha, float epsilon, bool reduce) -> (Tensor loss, Tensor slope)");
+  library.def(
+      "heatmap_loss(Tensor pred, Tensor landmarks, Tensor? visible, Tensor? seed, bool smooth, float sigma, "
+      "float map_factor) -> (Tensor, Tensor)");
+  library.def("scale_(Tensor(a!) slope, Tensor grad) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(iact_cuda, CUDA, library) {
   library.impl("wing_loss", TORCH_BOX(&wing_loss));
   library.impl("heatmap_loss", TORCH_BOX(&heatmap_loss));
   library.impl("scale_", TORCH_BOX(&scale));

@@ -34,15 +34,20 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(amp: Precision, device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to, or None. "auto" is bf16 on CUDA and on CPUs with bf16 arithmetic, else nothing.
+    """The dtype to autocast to, or None. "auto" is bf16 on GPUs and CPUs that compute in it, else nothing.
 
     InputError for an unknown precision."""
     if amp not in get_args(Precision):
         raise InputError(f"amp: expected one of {', '.join(get_args(Precision))}, got {amp!r}")
     if amp == "auto":
-        fast = device.type == "cuda" or torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else None
+        return torch.bfloat16 if _computes_in_bf16(device) else None
     return _DTYPES.get(amp)
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:

@@ -61,7 +61,7 @@ class Predictor:
         """The predictor of a weights file or a run folder.
 
         `dtype` is what the network computes in: torch.float32, bfloat16 or float16, or "auto", which is bfloat16 on
-        CUDA and on CPUs with bfloat16 arithmetic, else float32. `detector` finds faces where no boxes are given: any
+        GPUs and CPUs that compute in it, else float32. `detector` finds faces where no boxes are given: any
         function from an RGB image to landmark boxes [N, 4], such as `iact.detector.YuNet(model_file)`. InputError when
         there are no weights, or they are damaged, or the device or dtype is of no use."""
         model, description = load_weights(Path(path_or_name))

@@ -110,6 +110,11 @@ def test_compiles_without_spilling(architecture, method, layout, tmp_path):
         assert 0 < usage["REG"] <= 128  # at least 16 warps on a multiprocessor
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_compiles_for_gpus_older_than_those_of_the_cuda_kernels(method):
+    assert compiled(heatmaps_like(torch.float32, "contiguous"), method, 75).asm["cubin"]
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 17, 1, 1), (1, 3, 7, 1), (1, 1, 300, 300)])
 def test_compiles_for_maps_of_any_size(shape):
     for method in METHODS:

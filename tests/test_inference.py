@@ -177,11 +177,13 @@ def test_arrays_hold_what_the_device_found(model, crops):
     assert found[0].shape == (2, 68, 2) and found[0].dtype == torch.float64
 
 
-def test_devices_and_precisions_by_name():
+def test_devices_and_precisions_by_name(monkeypatch):
     assert find_device("cpu") == torch.device("cpu")
     assert find_precision("off", torch.device("cpu")) is None
     assert find_precision("bf16", torch.device("cpu")) == torch.bfloat16
-    assert find_precision("auto", torch.device("cuda")) == torch.bfloat16
+    for capability, expected in (((7, 5), None), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert find_precision("auto", torch.device("cuda")) == expected
     for name in ("gpu", "meta", "cuda:99", ""):
         with pytest.raises(InputError, match="device: "):
             find_device(name)

@@ -8,11 +8,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from iact.errors import InputError
 from iact.ops.reference import attention as reference
-from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate, refuse_second_derivative
+from iact.ops.registry import LIBRARY, add_cuda_kernel, autocast, define, differentiate, refuse_second_derivative
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KERNEL_SIZE = 64  # the longest row
-KERNEL_WORDS = "kernel where built, for D up to 64 (others: PyTorch reference)"
+KERNEL_WORDS = "kernel, for D up to 64 (others: PyTorch reference)"
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -70,21 +70,16 @@ def _autocast(dtype, q, k, v, scale):
     return *(t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v)), scale
 
 
-def _fits_kernels(q: Tensor, scale: float | None) -> bool:
-    """Whether the CUDA kernels take it, and are built at all (they then bring `iact_cuda::attention`)."""
+def _fits(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> bool:
+    """Whether the CUDA kernels take it."""
     size = q.shape[-1]
     # below 0 the highest score would not have the highest power
     fits = q.dtype in KERNEL_DTYPES and size <= KERNEL_SIZE and (scale is None or 0 <= scale < math.inf)
-    return fits and q.numel() > 0 and hasattr(torch.ops.iact_cuda, "attention")
+    return fits and q.numel() > 0
 
 
-def _cuda(q, k, v, scale):
-    return (torch.ops.iact_cuda if _fits_kernels(q, scale) else reference).attention(q, k, v, scale)
-
-
-def _cuda_backward(grad, q, k, v, out, logsumexp, scale):
-    backend = torch.ops.iact_cuda if _fits_kernels(q, scale) else reference
-    return backend.attention_backward(grad, q, k, v, out, logsumexp, scale)
+def _fits_backward(grad, q, k, v, out, logsumexp, scale):
+    return _fits(q, k, v, scale)
 
 
 define(
@@ -100,8 +95,8 @@ define(
 )
 LIBRARY.impl("attention", reference.attention_cpu, "CPU")
 LIBRARY.impl("attention_backward", reference.attention_backward_cpu, "CPU")
-add_kernel("attention", "CUDA", _cuda, KERNEL_WORDS)
-add_kernel("attention_backward", "CUDA", _cuda_backward, KERNEL_WORDS)
+add_cuda_kernel("attention", reference.attention, _fits, KERNEL_WORDS)
+add_cuda_kernel("attention_backward", reference.attention_backward, _fits_backward, KERNEL_WORDS)
 differentiate("attention", _backward, _setup_context)
 refuse_second_derivative("attention_backward")
 autocast("attention", _autocast)

@@ -7,16 +7,16 @@ from torch.utils.flop_counter import register_flop_formula
 from iact.errors import InputError
 from iact.ops.attention import seen_dtype
 from iact.ops.reference import deform as reference
-from iact.ops.registry import LIBRARY, add_kernel, autocast, define, differentiate, refuse_second_derivative
+from iact.ops.registry import LIBRARY, add_cuda_kernel, autocast, define, differentiate, refuse_second_derivative
 
 OFFSETS = 2 * reference.TAPS
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KERNEL_SIZES = (16, 32, 48, 64)  # channels per head
-KERNEL_WORDS = "kernel where built, for 16 to 64 channels per head in steps of 16 (others: PyTorch reference)"
+KERNEL_WORDS = "kernel, for 16 to 64 channels per head in steps of 16 (others: PyTorch reference)"
 # One kernel makes a head of an image in one block. On larger maps that is too long a task for too few blocks.
 FUSED_TOKENS = 64
 FUSED_BYTES = 192  # of one head's channels: those of a map of 64 tokens then fit the shared memory of every GPU
-FUSED_WORDS = f"one kernel where built, for maps of up to {FUSED_TOKENS} pixels (others: deform_qkv, then attention)"
+FUSED_WORDS = f"one kernel, for maps of up to {FUSED_TOKENS} pixels (others: deform_qkv, then attention)"
 
 
 def deform_qkv(
@@ -114,35 +114,23 @@ def _autocast(dtype, x, offset, weight, bias, heads):
     return low[0], offset if offset.dtype == torch.float64 else offset.float(), low[1], low[2], heads
 
 
-def _fits_kernels(x: Tensor, offset: Tensor, heads: int) -> bool:
-    """Whether the CUDA kernels take it, and are built at all (they then bring the namespace iact_cuda)."""
+def _fits(x, offset, weight, bias, heads) -> bool:
+    """Whether the CUDA kernels take it."""
     batch, channels, height, width = x.shape
     tokens = batch * height * width
     dtypes = x.dtype in KERNEL_DTYPES and offset.dtype in (torch.float32, x.dtype)
-    fits = dtypes and channels // heads in KERNEL_SIZES and 0 < tokens < 2**26 and tokens * heads < 2**31
-    return fits and hasattr(torch.ops.iact_cuda, "deform_qkv")
+    return dtypes and channels // heads in KERNEL_SIZES and 0 < tokens < 2**26 and tokens * heads < 2**31
 
 
-def _cuda(x, offset, weight, bias, heads):
-    fits = _fits_kernels(x, offset, heads)
-    return (torch.ops.iact_cuda if fits else reference).deform_qkv(x, offset, weight, bias, heads)
+def _fits_backward(grad_q, grad_k, grad_v, *inputs) -> bool:
+    return _fits(*inputs)
 
 
-def _cuda_backward(grad_q, grad_k, grad_v, x, offset, weight, bias, heads):
-    backend = torch.ops.iact_cuda if _fits_kernels(x, offset, heads) else reference
-    return backend.deform_qkv_backward(grad_q, grad_k, grad_v, x, offset, weight, bias, heads)
-
-
-def _fits_one_kernel(x: Tensor, heads: int) -> bool:
+def _fits_one_kernel(x, offset, weight, bias, heads) -> bool:
     """Whether the kernel of the whole attention takes such a map, and is worth it."""
     _, channels, height, width = x.shape
-    return height * width <= FUSED_TOKENS and channels // heads * x.element_size() <= FUSED_BYTES
-
-
-def _cuda_attention(x, offset, weight, bias, heads):
-    if _fits_one_kernel(x, heads) and _fits_kernels(x, offset, heads):
-        return torch.ops.iact_cuda.deform_attention(x, offset, weight, bias, heads)
-    return _in_steps(x, offset, weight, bias, heads)
+    small = height * width <= FUSED_TOKENS and channels // heads * x.element_size() <= FUSED_BYTES
+    return small and _fits(x, offset, weight, bias, heads)
 
 
 def _deform_attention(x, offset, weight, bias, heads):
@@ -173,8 +161,8 @@ define(
     reference.deform_qkv_backward,
     _fake_backward,
 )
-add_kernel("deform_qkv", "CUDA", _cuda, KERNEL_WORDS)
-add_kernel("deform_qkv_backward", "CUDA", _cuda_backward, KERNEL_WORDS)
+add_cuda_kernel("deform_qkv", reference.deform_qkv, _fits, KERNEL_WORDS)
+add_cuda_kernel("deform_qkv_backward", reference.deform_qkv_backward, _fits_backward, KERNEL_WORDS)
 differentiate("deform_qkv", _backward, _setup_context)
 refuse_second_derivative("deform_qkv_backward")
 autocast("deform_qkv", _autocast)
@@ -183,7 +171,7 @@ define(
     _in_steps,
     _fake_attention,
 )
-add_kernel("deform_attention_forward", "CUDA", _cuda_attention, FUSED_WORDS)
+add_cuda_kernel("deform_attention_forward", _in_steps, _fits_one_kernel, FUSED_WORDS)
 autocast("deform_attention_forward", _autocast)
 LIBRARY.define("deform_attention(Tensor x, Tensor offset, Tensor weight, Tensor? bias, int heads) -> Tensor")
 LIBRARY.impl("deform_attention", _deform_attention, "CompositeImplicitAutograd")

@@ -10,7 +10,7 @@ from iact.errors import InputError
 from iact.heatmaps import SIGMA
 from iact.ops.decode import check_heatmaps
 from iact.ops.reference.wing import layout_of, wing_loss
-from iact.ops.registry import define, differentiate
+from iact.ops.registry import add_cuda_kernel, define, differentiate
 from iact.ops.wing import DEFAULTS, scale_mean
 
 KINDS = ("smooth_wing", "adaptive_wing")
@@ -109,4 +109,5 @@ define(
     reference,
     _fake_loss,
 )
+add_cuda_kernel("heatmap_loss", reference)
 differentiate("heatmap_loss", _scale_slope, _keep_slope)

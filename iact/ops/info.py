@@ -5,7 +5,9 @@ import platform
 import torch
 
 from iact import __version__, ops
-from iact.ops.registry import KERNEL_NAMES
+from iact.ops.registry import COMPILED, KERNEL_NAMES, cuda_kernels_are_built, kernels_run_on
+
+REFERENCE = "PyTorch reference"
 
 
 def report() -> dict[str, str]:
@@ -35,8 +37,15 @@ def names() -> list[str]:
 
 def backends(name: str) -> str:
     """What serves the op on each device, whether or not that device is here: its kernel, or its PyTorch reference."""
-    found = {}
-    for device in ("CPU", "CUDA"):
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"iact::{name}", device)
-        found[device] = KERNEL_NAMES.get((name, device), "kernel") if has_kernel else "PyTorch reference"
-    return ", ".join(f"{device}: {backend}" for device, backend in found.items())
+    return ", ".join(f"{device}: {_backend(name, device)}" for device in ("CPU", "CUDA"))
+
+
+def _backend(name: str, device: str) -> str:
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"iact::{name}", device):
+        return REFERENCE
+    if (name, device) in COMPILED:
+        if not cuda_kernels_are_built():
+            return REFERENCE
+        if torch.cuda.is_available() and not kernels_run_on(torch.device("cuda", torch.cuda.current_device())):
+            return f"{REFERENCE} (the kernels are not built for this GPU)"
+    return KERNEL_NAMES.get((name, device), "kernel")

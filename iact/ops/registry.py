@@ -5,6 +5,7 @@ An op is defined here by its schema and its plain-PyTorch reference, which serve
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 LIBRARY = torch.library.Library("iact", "DEF")
 KERNEL_NAMES: dict[tuple[str, str], str] = {}  # (op, device): what serves it, for `iact info`; others are "kernel"
+COMPILED: set[tuple[str, str]] = set()  # those of them that are only there where the extension brings them
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
@@ -27,6 +29,31 @@ def add_kernel(name: str, device: str, kernel: Callable, words: str) -> None:
     """Adds a kernel that Python launches, for "CPU" or "CUDA"; `words` say in `iact info` what it is."""
     LIBRARY.impl(name, kernel, device)
     KERNEL_NAMES[name, device] = words
+
+
+def cuda_kernels_are_built() -> bool:
+    """Whether the extension has brought the namespace iact_cuda."""
+    return hasattr(torch.ops.iact_cuda, "runs_on")
+
+
+@cache
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether the CUDA kernels are built, and for GPUs like that one."""
+    return cuda_kernels_are_built() and torch.ops.iact_cuda.runs_on(device.index or 0)
+
+
+def add_cuda_kernel(
+    name: str, reference: Callable, fits: Callable[..., bool] = lambda *_: True, words: str = "kernel"
+) -> None:
+    """Adds the CUDA kernel of the op, of the same name and schema in iact_cuda. The reference serves arguments that do
+    not fit, and GPUs that it is not built for."""
+
+    def serve(*arguments):
+        serves = fits(*arguments) and kernels_run_on(arguments[0].device)
+        return (getattr(torch.ops.iact_cuda, name) if serves else reference)(*arguments)
+
+    add_kernel(name, "CUDA", serve, words)
+    COMPILED.add((name, "CUDA"))
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:

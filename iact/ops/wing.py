@@ -9,7 +9,7 @@ from torch import Tensor
 from iact.errors import InputError
 from iact.ops.reference.wing import layout_of
 from iact.ops.reference.wing import wing_loss as reference
-from iact.ops.registry import define, differentiate
+from iact.ops.registry import add_cuda_kernel, define, differentiate
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEFAULTS = (14.0, 0.05, 0.5, 2.1, 1.0)  # omega, theta1, theta2, alpha, epsilon: the paper, section 2.3
@@ -154,5 +154,7 @@ define(
     reference,
     _fake,
 )
+add_cuda_kernel("wing_loss", reference)
 differentiate("wing_loss", _backward, _setup_context)
 define("scale_(Tensor(a!) slope, Tensor grad) -> ()", _scale_in_place, lambda slope, grad: None)
+add_cuda_kernel("scale_", _scale_in_place)

@@ -223,7 +223,7 @@ def attention_case(shape, dtype, offsets="near", seed=0):
 
 
 def by_one_kernel(tensors, heads):
-    return torch.ops.iact_cuda.deform_attention(*tensors, heads)
+    return torch.ops.iact_cuda.deform_attention_forward(*tensors, heads)
 
 
 @pytest.mark.parametrize("dtype", BOUND)

@@ -6,7 +6,7 @@ from graphs import captured
 
 from iact import ops
 from iact.heatmaps import encode_heatmaps
-from iact.ops import heatmap
+from iact.ops import heatmap, registry
 from iact.ops.reference import wing as reference
 
 DEFAULTS = (14.0, 0.05, 0.5, 2.1, 1.0)
@@ -152,3 +152,15 @@ def test_runs_on_the_current_stream():
         got = ops.heatmap_loss(late, points, seed=1)
     torch.cuda.synchronize()
     assert torch.equal(got, expected)
+
+
+def test_a_gpu_that_the_kernels_are_not_built_for_runs_on_the_references(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    pred, points = torch.rand(3, 5, 12, 9, generator=generator), 9 * torch.rand(3, 5, 2, generator=generator)
+    expected = ops.heatmap_loss(pred, points, seed=1)
+    monkeypatch.setattr(registry, "kernels_run_on", lambda device: False)
+    pred = pred.cuda().requires_grad_()
+    loss = ops.heatmap_loss(pred, points.cuda(), seed=1)
+    loss.backward()
+    torch.testing.assert_close(loss.detach().cpu(), expected)
+    assert pred.grad.isfinite().all() and pred.grad.count_nonzero()
