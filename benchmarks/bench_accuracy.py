@@ -18,6 +18,7 @@ from iact.__main__ import run  # noqa: E402
 from iact.checkpoint import WEIGHTS  # noqa: E402
 from iact.commands import measure  # noqa: E402
 from iact.config import TrainConfig  # noqa: E402
+from iact.data import read_faces  # noqa: E402
 from iact.evaluation import format_report  # noqa: E402
 from iact.training import train  # noqa: E402
 
@@ -29,6 +30,7 @@ def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")], test_split: str
         config: Settings of the training run.
         test_split: The split to measure on.
         result: The JSON file to write."""
+    read_faces(config.data, config.root, test_split)  # what is wrong there is better known before the training
     config = replace(config, out=config.out or Path("runs") / result.stem)
     started = time.perf_counter()
     folder = train(config)

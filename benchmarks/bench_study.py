@@ -119,7 +119,23 @@ def carry_out(settings: Settings) -> None:
     rows = rows_so_far(settings.path, begun)
     rows += rows_of_others(settings, begun, missing(wanted, rows))
     write(settings, begun, rows)  # before a run folder is made, which only these settings may go on with
-    todo = missing(wanted, rows)
+    try:
+        train_all(missing(wanted, rows), config, held_out, settings, begun, rows)
+    except InputError:
+        if not rows:
+            settings.path.unlink()  # or settings that nothing can be trained with would refuse all others
+        raise
+
+
+def train_all(
+    todo: list[tuple[Variant, int]],
+    config: TrainConfig,
+    held_out: HeldOut,
+    settings: Settings,
+    begun: dict,
+    rows: list[dict],
+) -> None:
+    """Trains each variant with its seed, and keeps its rows before the next."""
     place = settings.out / "runs" / settings.name
     announce(todo, rows, replace(config, out=place / "trial"), held_out.trained_on, settings.workers)
     if any(variant.from_drawn for variant, _ in todo):

@@ -14,7 +14,7 @@ from studies import OURS, Measuring, Variant, builder
 from torch import nn
 
 from iact import metrics, ops
-from iact.checkpoint import RESUME, WEIGHTS
+from iact.checkpoint import RESUME, WEIGHTS, load_resume
 from iact.config import TrainConfig, default_epochs
 from iact.data import read_faces
 from iact.data.crops import Crops, cut_faces
@@ -66,8 +66,9 @@ def train_whole(config: TrainConfig, build: Build) -> list[dict[str, str]]:
     """Trains to the last epoch, or goes on where it was stopped; the rows of its log.
 
     TrainingStopped where the loss is no number, TrainingPaused where somebody stopped it."""
-    if len(read_log(config.out)) < config.epochs:
-        train(replace(config, resume=(config.out / RESUME).exists()), build)
+    begun = (config.out / RESUME).exists()
+    if not begun or load_resume(config.out / RESUME)["epoch"] < config.epochs:  # the log is written before the weights
+        train(replace(config, resume=begun), build)
     return read_log(config.out)
 
 

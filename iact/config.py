@@ -72,7 +72,7 @@ class TrainConfig:
     loss: HeatmapLoss = "smooth_wing"
     sigma: float = SIGMA
     map_factor: float = 10.0
-    """Extra weight of the pixels near a landmark (Adaptive Wing's weight map); 0 for none."""
+    """Extra weight of the pixels near a landmark in both wing losses (Adaptive Wing's weight map); 0 for none."""
     coordinates: CoordinateLoss = "smooth_l1"
     """Loss on the coordinates that the heatmaps decode to."""
     coordinate_weight: float = 0.2

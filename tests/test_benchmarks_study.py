@@ -15,6 +15,7 @@ from official_files import write_w300
 from small_training import MINIATURE
 
 from iact import metrics
+from iact.checkpoint import load_resume
 from iact.config import PAPER, TrainConfig
 from iact.data import read_faces
 from iact.errors import InputError, TrainingPaused, TrainingStopped
@@ -22,7 +23,7 @@ from iact.inference import predict_arrays
 from iact.layouts import W300
 from iact.model import SIZES
 from iact.training import loop
-from iact.training.run import Build, hold_out
+from iact.training.run import Build, Run, hold_out
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -151,6 +152,28 @@ def test_settings_that_do_not_fit_are_refused(study, trained, change, sentence):
     with pytest.raises(InputError, match=sentence):
         bench_study.main(replace(study, **change))
     assert trained == [] and study.path.read_bytes() == before
+
+
+def test_a_study_of_settings_that_nothing_is_trained_with_leaves_no_file(tmp_path, trained):
+    for workers in (1, 2):
+        with pytest.raises(InputError, match="learning_rate: expected a number above 0"):
+            bench_study.main(replace(QUICK, learning_rate=0.0, workers=workers, out=tmp_path))
+        assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_training_killed_before_its_last_weights_goes_on(tmp_path, monkeypatch):
+    config, saved = replace(QUICK.config(), out=tmp_path), []
+
+    def killed(run, better):
+        saved.append(run.epoch)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "save_weights", lambda run, better: killed(run, better) if run.epoch == 2 else None)
+        study_training.train_whole(config, studies.builder("iact"))
+    assert saved == [2] and len(study_training.read_log(tmp_path)) == 2
+    assert len(study_training.train_whole(config, studies.builder("iact"))) == 2
+    assert load_resume(tmp_path / "resume.pt")["epoch"] == 2 and (tmp_path / "last.safetensors").exists()
 
 
 def test_other_faces_are_refused(study, tmp_path):

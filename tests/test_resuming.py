@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from run_folders import SPEEDS, command, contents, rows, same_weights
@@ -15,6 +16,8 @@ from small_training import QUICK
 
 from iact import training
 from iact.errors import InputError
+from iact.training import loop
+from iact.training.folder import held_folder
 from iact.training.log import RunLog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,3 +126,48 @@ def test_the_log_of_a_folder_that_a_person_edited_is_refused(miniature, tmp_path
     (config.out / "config.json").write_text("[1")
     with pytest.raises(InputError, match="config.json: the settings of the run cannot be read"):
         training.train(replace(config, epochs=2, resume=True))
+
+
+def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with held_folder(QUICK) as first, held_folder(QUICK) as second:
+        assert [first, second] == [Path("runs/synthetic-iact_t"), Path("runs/synthetic-iact_t-2")]
+        with pytest.raises(InputError, match="synthetic-iact_t: another training writes into this folder"):
+            training.train(replace(QUICK, out=first))
+        (second / "resume.pt").write_bytes(b"dear to somebody")
+    assert contents(tmp_path / "runs") == {"synthetic-iact_t-2/resume.pt": b"dear to somebody"}
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError, match="batch-size: expected a multiple of 3"):
+        training.train(replace(QUICK, out=tmp_path / "run", accumulate=3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_resumed_though_its_log_is_gone(tmp_path, capsys):
+    training.train(replace(QUICK, out=tmp_path, epochs=1))
+    (tmp_path / "log.csv").unlink()
+    training.train(replace(QUICK, out=tmp_path, epochs=1, resume=True))
+    assert "best epoch" in capsys.readouterr().out
+
+
+def test_asked_to_stop_before_the_first_step_a_run_ends_at_once(tmp_path, monkeypatch):
+    def cut_slowly(*_):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the signal was put aside")
+
+    monkeypatch.setattr(loop, "prepare", cut_slowly)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a shell's background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            training.train(replace(QUICK, out=tmp_path / "run"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_kept_though_no_face_can_be_measured(tmp_path, monkeypatch):
+    """As where all held-out faces are in profile."""
+    monkeypatch.setattr(loop, "_errors", lambda predicted, truth, layout: np.zeros(0))
+    folder = training.train(replace(QUICK, out=tmp_path / "run"))
+    assert same_weights(folder / "best.safetensors", folder / "last.safetensors")

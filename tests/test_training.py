@@ -21,6 +21,7 @@ from iact.__main__ import run as run_program
 from iact.checkpoint import Description, load_weights, save_weights
 from iact.config import PAPER
 from iact.data import Face, Faces, read_faces
+from iact.data.augment import Augmentation
 from iact.data.crops import cut_faces
 from iact.errors import InputError, TrainingStopped
 from iact.geometry import CROP_MARGIN
@@ -127,6 +128,10 @@ def test_a_stopped_run_exits_with_code_1_and_one_sentence(miniature, monkeypatch
         {"hold_out": 0.99},
         {"device": "cuda:99"},
         {"model": "iact_xxl"},
+        {"seed": 2**63},
+        {"augmentation": Augmentation(flip=1.5)},
+        {"augmentation": Augmentation(rotation=math.nan)},
+        {"augmentation": Augmentation(scale=-0.1)},
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from iact.geometry import CROP_MARGIN, transform_points, warp
 from iact.layouts import Layout
 
 NUMBERS = 29 + MODES  # that a picture uses up
+PROBABILITIES = ("flip", "mask", "colour", "grey", "blur", "noise", "shape")  # among the settings; others are strengths
 CUT = 2.8  # standard deviations at which normal numbers are cut
 
 

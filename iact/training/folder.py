@@ -1,8 +1,12 @@
 """The folder of a run: which one it gets, and that nothing of an earlier run in it is lost."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from iact.checkpoint import RESUME, WEIGHTS
 from iact.config import TrainConfig
@@ -10,23 +14,31 @@ from iact.errors import InputError
 from iact.files import write_atomically
 
 SETTINGS = "config.json"
+LOCK = ".lock"
 MAY_CHANGE = {"out", "resume", "root", "epochs", "device", "amp", "threads", "cache", "graph", "compile", "recompute"}
 """Settings that may differ on resuming: where the run is computed, and for how long."""
 
 
-def choose_folder(config: TrainConfig) -> Path:
-    """The run folder, as yet untouched. InputError where it holds a run that `config` must not or cannot continue."""
-    folder = config.out or _free_folder(Path("runs") / f"{config.data}-{config.model}", config.resume)
+@contextmanager
+def held_folder(config: TrainConfig) -> Iterator[Path]:
+    """The run folder, which no other training writes into meanwhile; it goes again where nothing came into it.
+
+    InputError where it holds a run that `config` must not or cannot continue, or one that is being trained."""
+    folder = _named_folder(config)
     if config.resume:
         _check_resumable(config, folder)
-    elif any((folder / name).exists() for name in (RESUME, *WEIGHTS.values())):
-        raise InputError(f"{folder} holds a run already: pass --resume to continue it, or another --out")
-    return folder
+    elif config.out is None:
+        folder = _new_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        if not config.resume and any((folder / name).exists() for name in (RESUME, *WEIGHTS.values())):
+            raise InputError(f"{folder} holds a run already: pass --resume to continue it, or another --out")
+        yield folder
 
 
 def epochs_begun_with(config: TrainConfig) -> int | None:
     """Those of the run that `config` is to go on with; None where there is none, or no run."""
-    path = (config.out or _free_folder(Path("runs") / f"{config.data}-{config.model}", config.resume)) / SETTINGS
+    path = _named_folder(config) / SETTINGS
     return _read_settings(path).get("epochs") if config.resume and path.exists() else None
 
 
@@ -55,10 +67,38 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: the settings of the run cannot be read ({error})") from None
 
 
-def _free_folder(wanted: Path, resume: bool) -> Path:
-    if resume:
-        return wanted
-    number = 1
-    while (candidate := wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")).exists():
-        number += 1
-    return candidate
+def _named_folder(config: TrainConfig) -> Path:
+    return config.out or Path("runs") / f"{config.data}-{config.model}"
+
+
+def _new_folder(wanted: Path) -> Path:
+    """Makes the folder of that name, or of the first number behind it that is free."""
+    folder, number = wanted, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Held by one process at a time, where the file system has locks; a folder left empty goes with it.
+
+    InputError where another process holds it."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{folder}: another training writes into this folder") from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)  # before it is released: the next holder makes its own
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        lock.release()

@@ -6,8 +6,8 @@ any number of ranks."""
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,13 @@ from rich.console import Console
 from iact import metrics
 from iact.checkpoint import RESUME, WEIGHTS
 from iact.config import TrainConfig, default_epochs
+from iact.data.augment import PROBABILITIES
 from iact.data.feed import CropBatch
 from iact.errors import InputError, TrainingPaused, TrainingStopped
 from iact.inference import predict_cuts
 from iact.layouts import Layout
 from iact.stop import asked_to_stop
-from iact.training.folder import choose_folder, epochs_begun_with, save_settings
+from iact.training.folder import epochs_begun_with, held_folder, save_settings
 from iact.training.log import RunLog, speaker
 from iact.training.optimise import learning_rate, set_learning_rate
 from iact.training.ranks import joined
@@ -40,15 +41,15 @@ def train(config: TrainConfig, build: Build = build_model) -> Path:
     if config.epochs is None:
         config = replace(config, epochs=epochs_begun_with(config) or default_epochs(config.data))
     _check_numbers(config)
-    with joined(config.device) as ranks, asked_to_stop() as stop:
-        folder = ranks.first_says(partial(choose_folder, config))
+    with joined(config.device) as ranks, ExitStack() as holding:
+        folder = ranks.first_says(lambda: holding.enter_context(held_folder(config)))
         if config.threads:
             torch.set_num_threads(config.threads)
         console = Console(quiet=not ranks.first)
         run = prepare(config, folder, ranks, speaker(console), build)
         if ranks.first:
             save_settings(config, folder)
-        with RunLog(folder, console, config.epochs, run.epoch, run.steps, run.step) as log:
+        with RunLog(folder, console, config.epochs, run.epoch, run.steps, run.step) as log, asked_to_stop() as stop:
             log.say(run.summary())
             _train(run, log, stop)
     return folder
@@ -60,6 +61,12 @@ def _check_numbers(config: TrainConfig) -> None:
     for name, value in least.items():
         if not getattr(config, name) >= value:
             raise InputError(f"{name}: expected at least {value}, got {getattr(config, name)}")
+    if config.seed >= 2**63:
+        raise InputError(f"seed: expected a number below 2^63, got {config.seed}")
+    for name, value in vars(config.augmentation).items():
+        most = 1 if name in PROBABILITIES else math.inf
+        if not (0 <= value <= most and value < math.inf):
+            raise InputError(f"augmentation.{name}: expected a number from 0 to {most}, got {value}")
     for name in ("learning_rate", "sigma"):
         if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name}: expected a number above 0, got {getattr(config, name)}")
@@ -127,7 +134,7 @@ def _finish_epoch(run: Run, log: RunLog) -> None:
     nme = _measure(run, log)
     rate = float(run.optimiser.param_groups[0]["lr"])
     log.record(epoch=run.epoch, loss=loss, **{run.faces.measure: nme}, learning_rate=rate)
-    better = nme < run.best or not run.faces.holds_out
+    better = not nme >= run.best or not run.faces.holds_out  # NaN where all measured faces are in profile
     if better:
         run.best = nme
     if run.ranks.first:
@@ -166,7 +173,9 @@ def _ending(run: Run, log: RunLog, seconds: float, faces: int) -> dict[str, str]
     """What a finished run has to say."""
     name = "held-out" if run.faces.holds_out else "training"
     device, rows = run.compute.device, {}
-    rows["last epoch"] = f"NME {float(log.rows[-1][run.faces.measure]):.2f} % on {len(run.faces.measured)} {name} faces"
+    if log.rows:  # none where a finished run is resumed whose log is gone
+        nme = float(log.rows[-1][run.faces.measure])
+        rows["last epoch"] = f"NME {nme:.2f} % on {len(run.faces.measured)} {name} faces"
     rows["best epoch"] = f"NME {run.best:.2f} %: {run.folder / WEIGHTS['best']}"
     rows["time"] = f"{seconds / 60:.1f} min, {faces / seconds:.1f} images/s with what is done between epochs"
     if device.type == "cuda":
