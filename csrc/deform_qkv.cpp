@@ -209,6 +209,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_qkv_backward(const Tensor& gra
                                                                const Tensor& offset, const Tensor& weight,
                                                                const std::optional<Tensor>& bias, int64_t heads) {
   check_arguments(x, offset, weight, bias, heads);
+  for (const Tensor* grad : {&grad_q, &grad_k, &grad_v})
+    STD_TORCH_CHECK(grad->numel() == x.numel() && grad->scalar_type() == x.scalar_type(),
+                    "deform_qkv_backward: gradients must have the elements and the dtype of x");
   const Tensor q = torch::stable::contiguous(grad_q), k = torch::stable::contiguous(grad_k);
   const Tensor v = torch::stable::contiguous(grad_v);
   return with_dtype("deform_qkv", x, [&](auto zero) {

@@ -78,3 +78,12 @@ def test_the_same_bits_whatever_the_number_of_threads():
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize("spoil", [lambda grad: grad[:, :, :-1], lambda grad: grad.double()], ids=["shape", "dtype"])
+@pytest.mark.parametrize("place", range(3))
+def test_gradients_of_something_else_are_refused(spoil, place):
+    tensors, grads = case(3, 8, 5, 4, 2, 3)
+    grads[place] = spoil(grads[place])
+    with pytest.raises(RuntimeError, match="must have the elements and the dtype of x"):
+        torch.ops.iact.deform_qkv_backward(*grads, *tensors, 2)
