@@ -68,12 +68,17 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int = 8) -> np.ndarray:
 def save_image(path: Path | str, image: np.ndarray) -> None:
     """Writes an RGB image in the format its suffix names; the file appears complete or not at all.
 
-    InputError when OpenCV knows no such format or the place cannot be written."""
+    InputError when OpenCV knows no such format, it takes no picture of that size, or the place cannot be written."""
     path, image = Path(path), _check_image(image, "image")
     if not (path.suffix.isascii() and path.suffix and cv2.haveImageWriter(f"picture{path.suffix}")):
         raise InputError(f"{path}: expected the suffix of a picture such as .png or .jpg, got {path.suffix!r}")
-    data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    try:
+        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        done = False
+    if not done:
+        raise InputError(f"{path}: the format takes no colour picture of {image.shape[1]} x {image.shape[0]} px")
+    write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
 def plot_ced(curves: Mapping[str, np.ndarray], threshold: float, title: str, path: Path | str) -> None:

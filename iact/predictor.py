@@ -17,6 +17,7 @@ from iact.inference import find_device, find_precision, predict_arrays
 from iact.layouts import Layout
 from iact.model import IACT, fold
 
+FAR = 1e9  # px that no box is away
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -112,9 +113,12 @@ class Predictor:
 
     def _detect(self, image: np.ndarray) -> np.ndarray:
         """Boxes [N, 4] where the detector has the layout's landmarks, but for those without an area or outside the
-        image."""
-        faces = np.reshape(self.detector(image), (-1, 4)).astype(np.float64)
-        faces = faces[np.isfinite(faces).all(axis=1) & (faces[:, 2:] > faces[:, :2]).all(axis=1)]
+        image. InputError where it gives no boxes."""
+        found = np.atleast_2d(np.asarray(self.detector(image), np.float64))
+        if found.size and found.shape[1:] != (4,):
+            raise InputError(f"detector: expected boxes [N, 4] (x0, y0, x1, y1), got shape {found.shape}")
+        faces = found.reshape(-1, 4)
+        faces = faces[(np.abs(faces) < FAR).all(axis=1) & (faces[:, 2:] > faces[:, :2]).all(axis=1)]
         boxes = to_landmark_boxes(faces, self.layout.box_in_face)
         height, width = image.shape[:2]
         return boxes[(boxes[:, 2:] > 0).all(axis=1) & (boxes[:, :2] < (width, height)).all(axis=1)]
@@ -164,8 +168,8 @@ def _check_image(image: np.ndarray) -> None:
 
 def _check_boxes(boxes: Sequence | np.ndarray, image: np.ndarray) -> np.ndarray:
     try:
-        boxes = np.asarray(boxes, np.float64)
-    except (TypeError, ValueError):
+        boxes = np.asarray(boxes, np.float64).copy()  # the faces keep it
+    except (RuntimeError, TypeError, ValueError):  # the first is a tensor's that has gradients
         raise InputError(f"boxes: expected numbers [N, 4] (x0, y0, x1, y1), got {boxes!r}") from None
     if boxes.size == 0:
         return boxes.reshape(0, 4)
@@ -173,8 +177,8 @@ def _check_boxes(boxes: Sequence | np.ndarray, image: np.ndarray) -> np.ndarray:
         raise InputError(f"boxes: expected [N, 4] (x0, y0, x1, y1), got shape {boxes.shape}")
     height, width = image.shape[:2]
     for i, (x0, y0, x1, y1) in enumerate(boxes):
-        if not (np.abs(boxes[i]) < 1e9).all():
-            raise InputError(f"boxes: box {i} should hold finite numbers below 1e9, got {boxes[i].tolist()}")
+        if not (np.abs(boxes[i]) < FAR).all():
+            raise InputError(f"boxes: box {i} should hold finite numbers below {FAR:.0e}, got {boxes[i].tolist()}")
         if not (x1 > x0 and y1 > y0):
             raise InputError(f"boxes: box {i} is empty: expected x0 < x1 and y0 < y1, got {boxes[i].tolist()}")
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:

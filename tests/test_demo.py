@@ -66,6 +66,7 @@ def test_faces_are_those_of_the_predictor(server, predictor, width, faces):
     status, answer = ask(server, "/predict", encoded(image))
     assert status == 200 and len(answer["faces"]) == faces and (answer["width"], answer["height"]) == (width, 256)
     assert answer["faces"] == [face_fields(face) for face in predictor(image)]
+    assert answer["about"] == ask(server, "/model")[1]["about"]
     times = answer["milliseconds"]
     assert times["total"] == pytest.approx(times["decoding"] + times["detector"] + times["network"], abs=0.3)
     assert min(times.values()) >= 0 and times["total"] > 0
@@ -82,13 +83,19 @@ def test_pictures_are_read_as_files_are(server, predictor):
     exif = upright.getexif()
     exif[0x0112] = 6  # to be turned to the right
     turned = saved(upright.transpose(Image.Transpose.ROTATE_90), "png", exif=exif)
-    deep = Image.fromarray(FACE[:, :200, 0].astype(np.uint16) * 257)
-    expected = ask(server, "/predict", saved(upright, "png"))[1]
-    assert ask(server, "/predict", turned)[1]["faces"] == expected["faces"]
+    grey, deep = upright.convert("L"), Image.fromarray(FACE[:, :200, 0].astype(np.uint16) * 257)
     transparent = Image.fromarray(np.dstack([FACE[:, :200], np.zeros((256, 200), np.uint8)]))
-    for data in (saved(upright.convert("L"), "jpeg"), saved(deep, "png"), saved(transparent, "png")):
+    seen = {  # what the network should see of each
+        turned: FACE[:, :200],
+        saved(grey, "png"): np.repeat(np.asarray(grey)[..., None], 3, axis=2),
+        saved(deep, "png"): np.repeat(FACE[:, :200, :1], 3, axis=2),
+        saved(transparent, "png"): FACE[:, :200],
+    }
+    for data, image in seen.items():
         status, answer = ask(server, "/predict", data)
-        assert status == 200 and (answer["width"], answer["height"], len(answer["faces"])) == (200, 256, 1)
+        assert status == 200 and (answer["width"], answer["height"]) == (200, 256)
+        assert answer["faces"] == [face_fields(face) for face in predictor(np.ascontiguousarray(image))]
+    assert len({json.dumps(ask(server, "/predict", data)[1]["faces"]) for data in seen}) == 3  # and it does see it
 
 
 def test_faces_of_a_camera_are_followed(small_run):
@@ -179,7 +186,9 @@ def test_a_wide_face_that_rests_is_looked_at_once_for_each_picture(monkeypatch):
     assert len(Looking.calls) == 3
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9", "127.0.0.1:8765", "[::1]:80", "192.168.0.7"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:9", "127.0.0.1:8765", "[::1]:80", "192.168.0.7", socket.gethostname()]
+)
 def test_names_of_this_machine_are_answered(server, host):
     assert ask(server, "/model", Host=host)[0] == 200
     assert ask(server, "/predict", JPEG, Host=host, Origin=f"http://{host}")[0] == 200
@@ -240,3 +249,28 @@ def test_a_sender_that_leaves_is_no_error(small_run, capfd):
             time.sleep(0.01)
         assert ask(server, "/predict", JPEG)[0] == 200
     assert capfd.readouterr().err == ""
+
+
+def test_pictures_that_wait_are_given_up_when_the_server_ends(small_run, monkeypatch):
+    begun, go_on = [], threading.Event()
+
+    def find_slowly(image):
+        begun.append(1)
+        go_on.wait(60)
+        return find_boxes(image)
+
+    monkeypatch.setattr(demo_server, "AT_ONCE", 1)
+    with ThreadPoolExecutor(3) as senders:
+        with serving(small_run, find_slowly) as server:
+            answers = [senders.submit(ask, server, "/predict", encoded(FACE)) for _ in range(3)]
+            wait_until(lambda: begun and len(server._connections) == 3)
+            threading.Timer(0.2, go_on.set).start()
+        assert len(begun) == 1
+        assert all(isinstance(answer.exception(), (OSError, http.client.HTTPException)) for answer in answers)
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -200,6 +200,10 @@ def test_it_fits_a_phone(page, tmp_path):
         assert page.execute_script("return document.documentElement.scrollWidth") == 360
         canvas = page.find_element("id", "canvas").size
         assert 280 < canvas["width"] <= 360 and picture_of(page).shape[1] == pytest.approx(2 * canvas["width"], abs=2)
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen | {"width": 740, "height": 360})
+        wait(lambda: page.find_element("id", "canvas").size["width"] > 600, "the picture does not grow")
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)  # turned, and turned back
+        wait(lambda: page.execute_script("return document.documentElement.scrollWidth") == 360, "it does not shrink")
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -220,3 +224,27 @@ def test_a_server_that_has_gone_is_said(browser, small_run, tmp_path):
         wait(lambda: "landmarks" in text(browser, "about"), "the page is not there")
     choose(browser, put(tmp_path, "grey.png", GREY))
     assert "grey.png: the server does not answer (is iact demo" in wait_for(browser, "does not answer")
+
+
+def test_another_network_behind_an_open_page_is_said(browser, small_run, tmp_path, monkeypatch):
+    with serving(small_run) as server:
+        browser.get(server.url)
+        wait(lambda: "landmarks" in text(browser, "about"), "the page is not there")
+        described = server.predictor.describe()
+        monkeypatch.setattr(server.predictor, "describe", lambda: described | {"about": "29 landmarks"})
+        choose(browser, put(tmp_path, "grey.png", GREY))
+        assert "reload the page" in wait_for(browser, "another network")
+
+
+def test_a_file_that_has_gone_is_said(page, tmp_path):
+    path = put(tmp_path, "grey.png", GREY)
+    page.execute_script(
+        "document.getElementById('file').addEventListener('change', e => e.stopImmediatePropagation(), true)"
+    )
+    page.find_element("id", "file").send_keys(str(path))
+    path.unlink()
+    page.execute_script(
+        "const file = document.getElementById('file').files[0], data = new DataTransfer(); data.items.add(file);"
+        "document.dispatchEvent(new DragEvent('drop', { dataTransfer: data }))"
+    )
+    assert "grey.png: it cannot be read" in wait_for(page, "cannot be read")

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from programs import iact
 
 from iact.data import ImageFile
@@ -100,6 +100,22 @@ def test_tiny_and_narrow_pictures_have_no_face(trained, tmp_path):
     assert written["pictures"] == {"dot.png": [], "long.png": []}
     assert ImageFile(out / "pictures" / "long.png.jpg").read().shape == (2, 65500, 3)  # as long as a JPEG can be
     assert predict(trained, folder / "dot.png", out, "--whole-picture")[0].code == 0
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_it_says(tmp_path, suffix, orientation):
+    if suffix == "avif" and not (features.check("avif") and cv2.haveImageWriter("picture.avif")):
+        pytest.skip("Pillow or OpenCV is built without AVIF")
+    quarters = COLOURS.copy()
+    quarters[20:] //= 2
+    exif = PICTURE.getexif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(quarters).save(path, exif=exif, quality=95)
+    upright = quarters.transpose(1, 0, 2) if orientation > 4 else quarters
+    flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
+    np.testing.assert_allclose(ImageFile(path).read()[10::20, 10::20], np.flip(upright, flips)[10::20, 10::20], atol=8)
 
 
 def test_a_picture_turned_by_its_exif_tag_gives_landmarks_of_the_upright_one(trained, tmp_path):

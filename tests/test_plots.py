@@ -203,6 +203,8 @@ grey, face = np.zeros((9, 9), np.uint8), np.ones((29, 2))
         (lambda path: contact_sheet([]), "contact sheet: .*got 0"),
         (lambda path: contact_sheet([photograph(9, 9), grey]), r"images\[1\]: expected RGB"),
         (lambda path: save_image(path / "face.xyz", photograph(9, 9)), "face.xyz: expected the suffix of a picture"),
+        (lambda path: save_image(path / "face.pgm", photograph(9, 9)), "face.pgm: the format takes no colour picture"),
+        (lambda path: save_image(path / "face.webp", photograph(2, 20000)), "face.webp: .* of 20000 x 2 px"),
         (lambda path: save_image(path / "face", photograph(9, 9)), "face: expected the suffix of a picture"),
         (lambda path: save_image(Path("/dev/null") / "a.png", photograph(9, 9)), "a.png: cannot be written"),
         (lambda path: plot_ced({}, 10, "t", path / "a.png"), "curves: .*got none"),

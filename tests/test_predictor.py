@@ -142,6 +142,7 @@ BAD_BOXES = {
     "one box alone": ([1, 2, 3, 4], r"expected \[N, 4\].* got shape \(4,\)"),
     "three numbers": ([[1, 2, 3]], r"got shape \(1, 3\)"),
     "ragged": ([[1, 2, 3, 4], [1, 2]], "expected numbers"),
+    "with gradients": (torch.ones(1, 4, requires_grad=True), "expected numbers"),
     "text": ([["a", "b", "c", "d"]], "expected numbers"),
     "not a number": ([[1, 1, 9, 9], [1, np.nan, 3, 4]], "box 1 should hold finite numbers"),
     "infinite": ([[1, 1, np.inf, 9]], "box 0 should hold finite numbers"),
@@ -257,8 +258,36 @@ def test_a_detector_of_one_s_own_is_asked_where_no_boxes_are_given():
     assert len(seen) == 1
 
 
-def test_boxes_without_an_area_are_no_faces():
-    model, found = BlobFinder(), [(150, 110, 150, 171), (9, 9, 1, 1), (np.nan, 1, 9, 9), (1, 1, np.inf, 9)]
+def test_a_face_keeps_its_box_whatever_becomes_of_the_caller_s(finder):
+    boxes = np.array([BOXES["wide"]], np.float64)
+    (face,) = finder(picture(), boxes)
+    boxes += 20
+    assert face.box.tolist() == list(BOXES["wide"])
+
+
+@pytest.mark.parametrize(
+    "found", [np.ones((4, 5)), np.ones((2, 2, 4)), np.ones(15), None], ids=["5", "3-D", "15", "no"]
+)
+def test_a_detector_that_gives_no_boxes_is_refused(found):
+    model = BlobFinder()
+    with pytest.raises(InputError, match=r"detector: expected boxes \[N, 4\]"):
+        Predictor(model, description(model), device="cpu", detector=lambda image: found)(picture())
+
+
+def test_a_detector_may_give_a_tensor_or_one_box():
+    model, box = BlobFinder(), torch.tensor([100.0, 60.0, 260.0, 220.0])
+    for found in (box, box[None]):
+        (face,) = Predictor(model, description(model), device="cpu", detector=lambda image, found=found: found)(
+            picture()
+        )
+        assert face.box.tolist() == box.tolist()
+
+
+def test_boxes_without_an_area_or_beyond_reason_are_no_faces():
+    model, found = (
+        BlobFinder(),
+        [(150, 110, 150, 171), (9, 9, 1, 1), (np.nan, 1, 9, 9), (1, 1, np.inf, 9), (0, 0, 1e200, 9)],
+    )
     predictor = Predictor(model, description(model), device="cpu", detector=lambda image: np.array(found))
     assert predictor(picture()) == []
 

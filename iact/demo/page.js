@@ -21,16 +21,20 @@ function say(sentence, wrong = false) {
 
 /** The server's answer for the bytes of a picture. Throws an Error with its sentence where it has none. */
 async function predict(picture, query = "") {
-  const { largest } = await model;
+  const { largest, about } = await model;
   const megabytes = bytes => (bytes / 1e6).toFixed(1);
   if (picture.size > largest) {
     throw new Error(`the picture has ${megabytes(picture.size)} MB; expected at most ${megabytes(largest)} MB`);
   }
-  const response = await fetch(`/predict${query}`, { method: "POST", body: picture }).catch(() => {
+  const response = await fetch(`/predict${query}`, { method: "POST", body: picture }).catch(async () => {
+    await picture.arrayBuffer().catch(() => {
+      throw new Error("it cannot be read (is it a folder, or gone?)");
+    });
     throw new Error("the server does not answer (is iact demo still running?)");
   });
   const answer = await answerOf(response);
   if (!response.ok || answer.error) throw new Error(answer.error);
+  if (answer.about !== about) throw new Error("iact demo was started again with another network; reload the page");
   return answer;
 }
 

@@ -49,6 +49,7 @@ class DemoServer(ThreadingHTTPServer):
         self.predictor, self.host = TimedPredictor(predictor), host
         self.turns = threading.Semaphore(AT_ONCE)
         self._connections: set[Any] = set()
+        self._closing = False
         self.page = {path: (Path(__file__).parent / name).read_bytes() for path, name in PAGE.items()}
         try:
             super().__init__((host, port), _Handler)
@@ -71,11 +72,21 @@ class DemoServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def server_close(self) -> None:
-        """Ends all connections, and waits for the pictures under way: PyTorch's threads must not outlive Python."""
+        """Ends all connections, and waits for the pictures under way, but not for those that wait for their turn:
+        PyTorch's threads must not outlive Python."""
+        self._closing = True
         for connection in list(self._connections):
             with suppress(OSError):  # it has gone already
                 connection.shutdown(socket.SHUT_RDWR)
         super().server_close()
+
+    def predict(self, data: bytes, camera: str | None) -> dict[str, Any]:
+        """The predictor's answer, when it is this picture's turn, and the sentence "about" the network: a page of an
+        earlier server then sees that this is another. ConnectionAbortedError where the server has closed."""
+        with self.turns:
+            if self._closing:
+                raise ConnectionAbortedError
+            return self.predictor(data, camera) | {"about": self.predictor.describe()["about"]}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):  # a browser that leaves is no error
@@ -109,10 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return
         try:
-            with self.server.turns:
-                found = self.server.predictor(data, camera=parse_qs(query).get("camera", [None])[0])
+            found = self.server.predict(data, camera=parse_qs(query).get("camera", [None])[0])
         except InputError as error:
             self._answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        except ConnectionAbortedError:
+            raise
         except Exception:
             sentence = "the server made a mistake; the terminal where it was started says which"
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, sentence)
@@ -175,10 +187,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_own_name(host_header: str, host: str) -> bool:
-    """Whether a Host header names localhost, an address, or the host that the server was started with."""
+    """Whether a Host header names localhost, this machine, an address, or the host that the server was started with."""
     try:
         name = urlsplit(f"//{host_header}").hostname or ""
-        if name not in ("localhost", host.lower()):
+        if name not in ("localhost", host.lower(), socket.gethostname().lower()):
             ipaddress.ip_address(name)
     except ValueError:
         return False
