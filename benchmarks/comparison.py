@@ -36,6 +36,8 @@ class Case(Protocol):
 def check(found: Results, ours: Results, case: Case, implementation: str = "eager") -> None:
     """Raises Disagreement where a result is further from ours than rounding explains."""
     for one, other in zip(found, ours, strict=True):
+        if one.shape != other.shape:
+            raise Disagreement(f"is {list(one.shape)}, ours {list(other.shape)}")
         error = ((one.double() - other.double()).norm() / other.double().norm()).item()
         if one.dtype != other.dtype or not error <= case.tolerance(implementation, one.dtype):
             raise Disagreement(f"differs from ours by {error:.1e} (relative L2), {one.dtype} against {other.dtype}")

@@ -33,6 +33,6 @@ def is_utf8(path: Path) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
-def printable(path: Path) -> str:
-    """The path as text that any terminal or file takes, with escapes for what is not UTF-8."""
-    return str(path).encode(errors="backslashreplace").decode()
+def printable(text: Path | str) -> str:
+    """A path, or a text with paths in it, as any terminal or file takes it, with escapes for what is not UTF-8."""
+    return str(text).encode(errors="backslashreplace").decode()

@@ -16,6 +16,7 @@ from iact.layouts import Layout
 from iact.predictions import Predictions, numbers_of
 
 ENOUGH = 10  # faces to doubt by
+Parts = tuple[str, ...]  # of a path, without the picture's suffix
 SUFFIX = re.compile(r"\.(jpe?g|png|bmp|webp|tiff?|gif|pts)$", re.IGNORECASE)
 
 
@@ -32,9 +33,11 @@ class Matched:
 def match_predictions(predictions: Predictions, faces: Faces, path: Path) -> Matched:
     """The predictions of a file for these faces, by name: that of the face, or the end of its picture's path.
 
-    Landmarks come in the layout's order where the file has its names for them. Picture suffixes do not count. Where a
-    picture holds several faces, or a file several for one, they are matched so that the sum of distances is least.
-    InputError for other landmarks, or another number of them, names that fit several pictures, or when no name fits."""
+    Landmarks come in the layout's order where the file has its names for them. Picture suffixes do not count. Of names
+    that fit a picture the closest counts, and where any name of the file fits by more than that of the picture's file,
+    those that do not are of other folders. Where a picture holds several faces, or a file several for one, they are
+    matched so that the sum of distances is least. InputError for other landmarks, or another number of them, names that
+    fit several pictures, several that fit one equally, or when no name fits."""
     predicted, count = _in_order(predictions, faces.layout, path), faces.layout.num_landmarks
     if predicted.shape[1] != count:
         raise InputError(f"{path}: expected {count} landmarks a face, got {predicted.shape[1]}")
@@ -83,25 +86,48 @@ def _in_order(predictions: Predictions, layout: Layout, path: Path) -> np.ndarra
 
 
 def _group(names: Sequence[str], faces: Faces, path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """Faces and predictions [2][n] of each picture, and the number of predictions for none of them."""
+    """Faces and predictions [2][n] that belong together, and the number of predictions for none of the faces."""
     by_name = {face.name: index for index, face in enumerate(faces.records)}
-    pictures: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    pictures: dict[Parts, list[int]] = defaultdict(list)
     for index, face in enumerate(faces.records):
         pictures[_parts(_picture(face))].append(index)
-    by_end: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    by_end: dict[str, list[Parts]] = defaultdict(list)
     for parts in pictures:
         by_end[parts[-1]].append(parts)
-    given: dict[tuple[str, ...] | int, list[int]] = defaultdict(list)
+    of_face: dict[int, list[int]] = defaultdict(list)
+    of_picture: dict[Parts, dict[Parts, list[int]]] = defaultdict(lambda: defaultdict(list))  # by the names that fit
     for number, name in enumerate(names):
         own = by_name.get(name, by_name.get(SUFFIX.sub("", name)))
-        found = _find(_parts(name), by_end, f"{path}: {name!r}") if own is None else own
-        given[() if found is None else found].append(number)
-    unused = len(given.pop((), []))
-    owns = {key: pictures[key] if isinstance(key, tuple) else [key] for key in given}
-    return [(np.array(owns[key]), np.array(numbers)) for key, numbers in given.items()], unused
+        if own is not None:
+            of_face[own].append(number)
+        elif picture := _find(_parts(name), by_end, f"{path}: {name!r}"):
+            of_picture[picture][_parts(name)].append(number)
+    groups = [([own], numbers) for own, numbers in of_face.items()]
+    for picture, numbers in _closest(of_picture, bool(of_face), path).items():
+        groups.append(([own for own in pictures[picture] if own not in of_face], numbers))
+    whole = [(np.array(own), np.array(numbers)) for own, numbers in groups if own]
+    return whole, len(names) - sum(len(numbers) for _, numbers in whole)
 
 
-def _find(parts: tuple[str, ...], by_end: dict[str, list[tuple[str, ...]]], origin: str) -> tuple[str, ...] | None:
+def _closest(of_picture: dict[Parts, dict[Parts, list[int]]], sure: bool, path: Path) -> dict[Parts, list[int]]:
+    """The predictions of each picture under the name that fits it best; `sure` says that others fit by all of theirs.
+    InputError where two names fit equally."""
+    sure = sure or any(_shared(parts, picture) > 1 for picture, given in of_picture.items() for parts in given)
+    closest = {}
+    for picture, given in of_picture.items():
+        shared = {parts: _shared(parts, picture) for parts in given}
+        most = max(shared.values())
+        best = [parts for parts, number in shared.items() if number == most]
+        if sure and most == 1 and all(len(parts) > 1 for parts in best):
+            continue  # of the same name in another folder
+        if len(best) > 1:
+            one, other = ("/".join(parts) for parts in sorted(best)[:2])
+            raise InputError(f"{path}: {one!r} and {other!r} both fit the picture {'/'.join(picture[-3:])}")
+        closest[picture] = given[best[0]]
+    return closest
+
+
+def _find(parts: Parts, by_end: dict[str, list[Parts]], origin: str) -> Parts | None:
     """The picture whose path ends most like this one. InputError where several do."""
     shared = {candidate: _shared(parts, candidate) for candidate in by_end.get(parts[-1], ())}
     best = [candidate for candidate, number in shared.items() if number == max(shared.values())]
@@ -110,13 +136,13 @@ def _find(parts: tuple[str, ...], by_end: dict[str, list[tuple[str, ...]]], orig
     return best[0] if best else None
 
 
-def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+def _shared(one: Parts, other: Parts) -> int:
     """How many parts at their ends are equal."""
     pairs = zip(reversed(one), reversed(other), strict=False)
     return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _parts(name: str) -> tuple[str, ...]:
+def _parts(name: str) -> Parts:
     """The parts of a path without the suffix of a picture; spaces inside it are kept."""
     return tuple(SUFFIX.sub("", name.replace("\\", "/").strip()).split("/"))
 

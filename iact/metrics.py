@@ -10,6 +10,7 @@ on a GPU measures itself there, by the same lines as files are measured."""
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from statistics import NormalDist
 from types import ModuleType
 from typing import TypeVar
 
@@ -147,6 +148,15 @@ def bootstrap_interval(
         statistics = [statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(resamples)]
     low, high = np.percentile(statistics, [50 - level / 2, 50 + level / 2])
     return float(low), float(high)
+
+
+def rate_interval(values: np.ndarray, level: float = 95) -> tuple[float, float]:
+    """Interval (low, high), in percent, of a rate of faces from `failures` [N], at `level` percent (Wilson 1927)."""
+    values = _check_values(values, "values")
+    count, rate, z = len(values), float(np.mean(values)) / 100, NormalDist().inv_cdf(0.5 + level / 200)
+    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(rate * (1 - rate) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
+    return 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0)
 
 
 @lru_cache(maxsize=2)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from iact.errors import InputError
-from iact.files import write_atomically
+from iact.files import printable, write_atomically
 from iact.layouts import Layout
 from iact.metrics import auc, ced
 
@@ -147,8 +147,8 @@ def _short(name: str, most: int = 40) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which matplotlib sees no formulae."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib can write, and in which it sees no formulae."""
+    return printable(text).replace("$", r"\$")
 
 
 def _save_figure(figure, path: Path) -> None:

@@ -62,7 +62,10 @@ def read_predictions(path: Path) -> Predictions:
 
 def _read_json(path: Path) -> Predictions:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=float)  # int refuses 5,000 digits
+        text = path.read_text(encoding="utf-8-sig")
+        found = json.loads(text, parse_int=float, object_pairs_hook=_once)  # int refuses 5,000 digits
+    except DoubledKey as error:
+        raise InputError(f"{path}: {error.args[0]!r} stands there twice; expected a list of its faces") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
@@ -76,6 +79,18 @@ def _read_json(path: Path) -> Predictions:
     spiga = all(isinstance(entry, dict) and SPIGA in entry for entry in found)
     kind = "SPIGA's results" if spiga else "JSON, a list of faces"
     return _gather(path, list(_listed(path, found)), kind, annotated=spiga)
+
+
+class DoubledKey(Exception):
+    """An object of a JSON file has this key twice: the reader would keep the last alone."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DoubledKey(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def _listed(path: Path, entries: list) -> Iterator[tuple[str, str, Any]]:

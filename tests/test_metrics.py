@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.integrate import simpson
+from scipy.stats import binomtest
 
 from iact.errors import InputError
 from iact.layouts import COFW, LAYOUTS, W300, WFLW
@@ -23,6 +24,7 @@ from iact.metrics import (
     interpupil,
     landmark_distances,
     nme,
+    rate_interval,
     usable_normaliser,
 )
 
@@ -221,6 +223,13 @@ def test_the_quick_bootstrap_of_a_mean_is_the_plain_one(faces):
     values = np.random.default_rng(0).normal(4, 1, faces)
     plain = bootstrap_interval(values, lambda sample: np.mean(sample))
     assert bootstrap_interval(values) == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("failed, faces", [(0, 1), (0, 330), (3, 20), (20, 20), (41, 689)])
+def test_rate_interval_is_wilsons(failed, faces):
+    values = 100.0 * (np.arange(faces) < failed)
+    expected = binomtest(failed, faces).proportion_ci(0.9, "wilson")
+    assert rate_interval(values, 90) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
 
 
 def test_bootstrap_interval_of_another_statistic():

@@ -170,6 +170,13 @@ def test_a_flipped_bit_is_either_of_no_account_or_named(tmp_path):
     assert refused > len(whole) / 2
 
 
+def test_a_picture_that_stands_twice_in_an_object_is_refused(tmp_path):
+    path = tmp_path / "twice.json"
+    path.write_text('{"a.jpg": [[1, 2], [3, 4]], "a.jpg": [[5, 6], [7, 8]]}')
+    with pytest.raises(InputError, match="'a.jpg' stands there twice"):
+        read_predictions(path)
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="a.json: no such file"):
         read_predictions(tmp_path / "a.json")
@@ -193,7 +200,7 @@ def matched(tmp_path, given: dict, faces):
 def test_order_suffix_folder_and_spaces_do_not_matter(tmp_path):
     faces = faces_of("helen/testset/1.jpg", "ibug/image_092 _01.jpg", "lfpw/testset/2.png")
     given = {
-        "images/test/2.jpg": POINTS[2],
+        "300W/lfpw/testset/2.jpg": POINTS[2],
         "C:\\300W\\ibug\\image_092 _01.png": POINTS[1],
         "helen/testset/1": POINTS[0],
         "afw/other.jpg": POINTS[0],
@@ -205,10 +212,32 @@ def test_order_suffix_folder_and_spaces_do_not_matter(tmp_path):
 
 def test_the_end_of_the_path_decides(tmp_path):
     faces = faces_of("a/1.jpg", "b/1.jpg", "b/2.jpg")
-    found = matched(tmp_path, {"test/b/1.jpg": POINTS[1], "x/2.jpg": POINTS[2]}, faces)
+    found = matched(tmp_path, {"test/b/1.jpg": POINTS[1], "2.jpg": POINTS[2]}, faces)
     assert found.found.tolist() == [False, True, True] and (found.landmarks[1] == POINTS[1]).all()
     with pytest.raises(InputError, match="'1.jpg' fits several pictures: .*a/1, .*b/1"):
         matched(tmp_path, {"1.jpg": POINTS[0]}, faces)
+
+
+def test_a_flat_folder_of_pictures_will_do(tmp_path):
+    given = {f"images/{number}.jpg": points for number, points in enumerate(POINTS)}
+    found = matched(tmp_path, given, faces_of("a/0.jpg", "b/1.jpg", "c/d/2.jpg"))
+    np.testing.assert_array_equal(found.landmarks, POINTS)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pictures_of_the_same_name_in_another_folder_are_others(tmp_path, turned):
+    faces = faces_of("lfpw/testset/1.png", "lfpw/testset/2.png", "ibug/3.jpg")
+    given = [("lfpw/testset/1.png", POINTS[0]), ("lfpw/trainset/1.png", POINTS[1]), ("lfpw/trainset/2.png", POINTS[2])]
+    for name in ("{}", "/data/{}", "300W/{}"):  # those of the faces, and of their pictures
+        names = {name.format(path): points for path, points in (given[::-1] if turned else given)}
+        found = matched(tmp_path, names, faces)
+        assert found.found.tolist() == [True, False, False] and (found.landmarks[0] == POINTS[0]).all()
+        assert found.notes == ("2 predictions for other pictures",)
+
+
+def test_two_names_that_fit_a_picture_equally_are_refused(tmp_path):
+    with pytest.raises(InputError, match="'x/1' and 'y/1' both fit the picture /?(data/)?a/1"):
+        matched(tmp_path, {"x/1.jpg": POINTS[0], "y/1.jpg": POINTS[1]}, faces_of("a/1.jpg", "b/2.jpg", "c/3.jpg"))
 
 
 def test_several_faces_of_a_picture_are_told_apart_by_where_they_are(tmp_path):

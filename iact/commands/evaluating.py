@@ -23,9 +23,11 @@ from iact.evaluation import (
     evaluate_predictions,
     format_comparison,
     format_report,
+    places_of,
     write_reports,
 )
 from iact.evaluation.cutting import RULES, BoxRule, cut_by
+from iact.files import printable
 from iact.inference import Precision, find_device, find_precision, predict_arrays
 from iact.layouts import LAYOUTS, WFLW, Layout
 from iact.matching import doubt_first_pixel, match_predictions
@@ -81,6 +83,7 @@ def evaluate(
     settings = {"boxes": boxes, "detector": detector, "flip_test": flip_test, "device": device, "amp": amp}
     where = (data, root, split)
     names = name_systems([*weights, *predictions])
+    _check_places(names, predictions, out)
     files = [find_weights(path) for path in weights]
     scored = [score(path, *where, first_pixel=first_pixel, thresholds=thresholds) for path in predictions]  # is quick
     measured = [measure(path, *where, **settings, thresholds=thresholds) for path in files]
@@ -172,6 +175,19 @@ def name_systems(paths: Sequence[Path]) -> list[str]:
     raise InputError(f"weights: expected different files, got one twice among {', '.join(map(str, paths))}")
 
 
+def _check_places(names: Sequence[str], predictions: Sequence[Path], out: Path) -> None:
+    """InputError where the report cannot go into that folder, or would replace what it is about."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out: expected a folder, got the file {out}")
+    places = {place.resolve() for place in places_of(names, out)}
+    for path in predictions:
+        if path.resolve() in places:
+            raise InputError(f"out: {out} would have its report replace {path}; expected another folder")
+    for name in names if len(names) > 1 else ():
+        if (out / name).resolve() in places or ((out / name).exists() and not (out / name).is_dir()):
+            raise InputError(f"out: the folder of {name} cannot be {out / name}, which is a file")
+
+
 def _choose_detector(boxes: BoxRule, model: Path | None) -> Detector:
     if model is not None and boxes != "detector":
         raise InputError(f"detector-model: expected --boxes detector beside it, got --boxes {boxes}")
@@ -188,11 +204,11 @@ def _require_same_faces(reports: dict[str, Report]) -> None:
 
 def _say(reports: dict[str, Report], out: Path) -> None:
     for name, report in reports.items():
-        print(*([f"{name}:"] if len(reports) > 1 else []), format_report(report), "", sep="\n")
+        print(printable("\n".join([*([f"{name}:"] if len(reports) > 1 else []), format_report(report), ""])))
     (first, own), *others = reports.items()
     for name, report in others:
-        print(format_comparison(compare(own, report), first, name), "", sep="\n")
-    print(f"  written     {out}")
+        print(printable(format_comparison(compare(own, report), first, name) + "\n"))
+    print(printable(f"  written     {out}"))
 
 
 def _conversion(weights: Path, own: Layout, asked: Layout, data: str) -> str:

@@ -4,7 +4,7 @@ from iact.evaluation.comparing import compare
 from iact.evaluation.report import NUM_WORST, THRESHOLD, Protocol, Report, check_thresholds, evaluate_predictions
 from iact.evaluation.tables import format_tables
 from iact.evaluation.text import format_comparison, format_report
-from iact.evaluation.writing import write_numbers, write_reports
+from iact.evaluation.writing import places_of, write_numbers, write_reports
 
 __all__ = [
     "NUM_WORST",
@@ -17,6 +17,7 @@ __all__ = [
     "format_comparison",
     "format_report",
     "format_tables",
+    "places_of",
     "write_numbers",
     "write_reports",
 ]

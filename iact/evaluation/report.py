@@ -195,7 +195,8 @@ def _distances(predicted: np.ndarray, truth: np.ndarray, found: np.ndarray) -> t
 
 
 def _summarise(errors: dict[str, np.ndarray], chosen: np.ndarray, thresholds: Sequence[float]) -> dict:
-    """The numbers of the chosen faces [N]: each is a mean over faces, so its interval is that of a mean."""
+    """The numbers of the chosen faces [N]: each is a mean over faces, so its interval is that of a mean, or of a share:
+    where no face fails the bootstrap would have none."""
     values: dict[str, np.ndarray] = {}
     for normaliser, nme in errors.items():
         counted = nme[chosen & ~np.isnan(nme)]
@@ -204,9 +205,13 @@ def _summarise(errors: dict[str, np.ndarray], chosen: np.ndarray, thresholds: Se
             for metric, of_each in (("fr", metrics.failures), ("auc", metrics.areas)):
                 each = of_each(counted, threshold) if len(counted) else counted
                 values[key_of(metric, threshold, normaliser)] = each
-    intervals = {key: list(metrics.bootstrap_interval(each)) if len(each) else None for key, each in values.items()}
+    intervals = {key: _interval(key, each) if len(each) else None for key, each in values.items()}
     numbers = {key: float(each.mean()) if len(each) else None for key, each in values.items()}
     return {"faces": int(chosen.sum()), **numbers, "intervals_95": intervals}
+
+
+def _interval(key: str, values: np.ndarray) -> list[float]:
+    return list((metrics.rate_interval if key.startswith("fr_") else metrics.bootstrap_interval)(values))
 
 
 def _tags(faces: Faces) -> tuple[frozenset[str], ...]:

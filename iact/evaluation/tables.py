@@ -1,5 +1,6 @@
 """Tables in Markdown, in the layout of the paper's Tables 1 to 4, with the published rows beside ours."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from iact.evaluation import published
@@ -9,6 +10,7 @@ from iact.evaluation.text import protocol_rows
 FR, AUC = key_of("fr", THRESHOLD), key_of("auc", THRESHOLD)
 FR_PUPIL = key_of("fr", THRESHOLD, "interpupil")
 KEY = "In bold: measured here; the others: as published, the protocol of which is not always known."
+MARKS = re.compile(r"[\\`*<|\[]")  # that mean something in Markdown, in the middle of a line
 Reports = Mapping[str, Report]
 
 
@@ -24,20 +26,20 @@ def _wflw_tables(reports: Reports) -> list[str]:
     keys, headings = _columns("wflw", reports)
     rows = [[method, year, *_texts(cost, 2), "-", *_texts(nme, 2)] for method, year, cost, nme in published.WFLW_NME]
     for name, report in reports.items():
-        rows.append([f"**{name}**", "-", *_cost_cells(report), *_own(report, keys, "nme_interocular", 2)])
+        rows.append([_bold(name), "-", *_cost_cells(report), *_own(report, keys, "nme_interocular", 2)])
     head = ("Method", "Year", "Params (M)", "Flops (G)", "Latency (ms)")
     first = _table(f"Table 1: WFLW, inter-ocular NME (%). {KEY}", (*head, *headings), rows)
     rows = [["FR@0.1 (%)", method, *_texts(row, 2)] for method, row in published.WFLW_FR]
-    rows += [["FR@0.1 (%)", f"**{name}**", *_own(report, keys, FR, 2)] for name, report in reports.items()]
+    rows += [["FR@0.1 (%)", _bold(name), *_own(report, keys, FR, 2)] for name, report in reports.items()]
     rows += [["AUC@0.1", method, *_texts(row, 3)] for method, row in published.WFLW_AUC]
-    rows += [["AUC@0.1", f"**{name}**", *_own(report, keys, AUC, 3)] for name, report in reports.items()]
+    rows += [["AUC@0.1", _bold(name), *_own(report, keys, AUC, 3)] for name, report in reports.items()]
     return [first, _table(f"Table 2: WFLW, FR and AUC, inter-ocular. {KEY}", ("Metric", "Method", *headings), rows)]
 
 
 def _cofw_tables(reports: Reports) -> list[str]:
     rows = [[method, *_texts(row, 2)] for method, row in published.COFW]
     keys = ("nme_interocular", FR, "nme_interpupil", FR_PUPIL)
-    rows += [[f"**{name}**", *_texts([report.results.get(key) for key in keys], 2)] for name, report in reports.items()]
+    rows += [[_bold(name), *_texts([report.results.get(key) for key in keys], 2)] for name, report in reports.items()]
     head = ("Method", "NME ocular (%)", "FR@0.1 ocular (%)", "NME pupil (%)", "FR@0.1 pupil (%)")
     return [_table(f"Table 3: COFW. {KEY}", head, rows)]
 
@@ -45,7 +47,7 @@ def _cofw_tables(reports: Reports) -> list[str]:
 def _w300_tables(reports: Reports) -> list[str]:
     keys, headings = _columns("300w", reports)
     rows = [[method, *_texts(row, 2)] for method, row in published.W300_NME]
-    rows += [[f"**{name}**", *_own(report, keys, "nme_interocular", 2)] for name, report in reports.items()]
+    rows += [[_bold(name), *_own(report, keys, "nme_interocular", 2)] for name, report in reports.items()]
     return [_table(f"Table 4: 300W, inter-ocular NME (%). {KEY}", ("Method", *headings), rows)]
 
 
@@ -53,7 +55,7 @@ def _plain_table(reports: Reports) -> list[str]:
     """For a data set on which nobody has published."""
     first = next(iter(reports.values()))
     keys = [key for key in first.results if key not in ("faces", "intervals_95")]
-    rows = [[f"**{name}**", *_texts([report.results[key] for key in keys], 3)] for name, report in reports.items()]
+    rows = [[_bold(name), *_texts([report.results[key] for key in keys], 3)] for name, report in reports.items()]
     caption = f"{first.protocol.data_set} {first.protocol.split}: NME and FR in percent, AUC 0 to 1."
     return [_table(caption, ("Method", *keys), rows)]
 
@@ -69,14 +71,16 @@ def _columns(data_set: str, reports: Reports) -> tuple[tuple[str, ...], tuple[st
 
 
 def _own(report: Report, keys: Iterable[str], metric: str, digits: int) -> list[str]:
-    """The metric of each set: the split itself, or a subset of it."""
-    sets = {**report.subsets, report.protocol.split: report.results}
+    """The metric of each set: the split itself, or a subset of the whole test set. The subsets of a part of it are
+    parts of those that papers report."""
+    whole = report.protocol.split == published.SETS[report.protocol.data_set][0]
+    sets = {**(report.subsets if whole else {}), report.protocol.split: report.results}
     return _texts([sets.get(key, {}).get(metric) for key in keys], digits)
 
 
 def _cost_table(reports: Reports) -> list[str]:
     known = {name: report for name, report in reports.items() if report.cost}
-    rows = [[f"**{name}**", *_cost_cells(report), report.cost.device] for name, report in known.items()]
+    rows = [[_bold(name), *_cost_cells(report), report.cost.device] for name, report in known.items()]
     head = ("Method", "Params (M)", "Flops (G)", "Latency (ms)", "on")
     caption = "Parameters, multiply-accumulates of one face, and time from one cut face to its landmarks."
     return [_table(caption, head, rows)] if rows else []
@@ -88,9 +92,18 @@ def _cost_cells(report: Report) -> list[str]:
 
 
 def _protocol(name: str, report: Report) -> str:
-    lines = [f"- {key}: {value}" for key, value in protocol_rows(report)]
+    lines = [f"- {key}: {_plain(value)}" for key, value in protocol_rows(report)]
     incomplete = ["- Faces are missing: not comparable with published numbers."] if report.protocol.missing else []
-    return "\n".join([f"Protocol of **{name}**:", "", *lines, *incomplete])
+    return "\n".join([f"Protocol of {_bold(name)}:", "", *lines, *incomplete])
+
+
+def _bold(name: str) -> str:
+    return f"**{_plain(name)}**"
+
+
+def _plain(text: str) -> str:
+    """What Markdown shows as it stands here."""
+    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _texts(numbers: Sequence[float | None], digits: int) -> list[str]:

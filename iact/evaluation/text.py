@@ -17,7 +17,7 @@ def format_report(report: Report) -> str:
             *(f"  {key:<12}{value}" for key, value in protocol_rows(report)),
             "",
             *_table(report),
-            "  [low, high]: 95 % bootstrap interval over faces; FR and AUC from the inter-ocular NME",
+            "  [low, high]: 95 % interval over faces (bootstrap; of FR Wilson's); FR and AUC from the inter-ocular NME",
             "",
             f"  {'percentiles':<12}{percentiles}  (NME ocular %)",
             f"  {'worst':<12}{worst}",
@@ -49,15 +49,14 @@ def protocol_rows(report: Report) -> list[tuple[str, str]]:
 
 def format_comparison(differences: Mapping[str, dict], first: str, second: str) -> str:
     """What `compare` found, as text for a terminal; inter-ocular."""
-    faces = differences["nme_interocular"]["faces"]
-    lines = [f"  {second} minus {first}, paired over the same {faces} faces [95 % bootstrap interval]:"]
+    lines = [f"  {second} minus {first}, paired over the same faces [95 % bootstrap interval]:"]
     for key, one in differences.items():
         if one["difference"] is not None and not key.endswith(("_interpupil", "_box")):
             digits = _digits(key)
             low, high = one["interval_95"]
             verdict = "a difference" if low > 0 or high < 0 else "no difference that these faces can tell"
             difference = f"{one['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-            lines.append(f"  {key:<18}{difference}  {verdict}")
+            lines.append(f"  {key:<18}{difference}  {verdict} ({one['faces']} faces)")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,12 +15,22 @@ from iact.errors import InputError
 from iact.evaluation.comparing import compare
 from iact.evaluation.report import OCULAR, THRESHOLD, Report
 from iact.evaluation.tables import format_tables
+from iact.files import printable
 from iact.geometry import crop_matrix, cut, landmark_box, transform_points
 from iact.plots import BACKGROUND, contact_sheet, draw_landmarks, plot_ced, plot_landmark_errors, save_image
 
+OWN_FILES = ("metrics.json", "per_face.csv", "predictions.csv", "landmark_errors.png", "worst.jpg")
+TOGETHER = ("tables.md", "ced.png")
 TILE = 224  # px of a face in the contact sheet
 STRIP = 20  # px of a line above the sheet
 SEEN = 1.6  # side of the tile over that of the box
+
+
+def places_of(names: Sequence[str], out_dir: Path) -> list[Path]:
+    """The files that `write_reports` writes into the folder for systems of these names."""
+    several = len(names) > 1
+    own = [out_dir / name / file for name in (names if several else ("",)) for file in OWN_FILES]
+    return [*own, *(out_dir / file for file in (*TOGETHER, *(["comparison.json"] if several else [])))]
 
 
 def write_reports(reports: Mapping[str, Report], out_dir: Path | str) -> None:
@@ -81,7 +91,7 @@ def _write_together(reports: Mapping[str, Report], folder: Path) -> None:
     rules = ", ".join(dict.fromkeys(report.protocol.box_rule for report in reports.values()))
     title = f"{first.protocol.data_set} {first.protocol.split}, {faces} faces, inter-ocular\nboxes: {rules}"
     plot_ced(counted, max(first.thresholds, default=THRESHOLD), title, folder / "ced.png")
-    (folder / "tables.md").write_text(format_tables(reports), encoding="utf-8")
+    (folder / "tables.md").write_text(format_tables(reports), encoding="utf-8", errors="surrogateescape")
     if len(reports) > 1:
         (reference, own), *others = reports.items()
         _write_json(
@@ -109,15 +119,16 @@ def _tile(report: Report, index: int) -> np.ndarray:
 def _write(image: np.ndarray, text: str, place: tuple[int, int], size: float) -> None:
     """White with a black rim, to be read on anything."""
     for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, width, cv2.LINE_AA)
+        cv2.putText(image, printable(text), place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, width, cv2.LINE_AA)
 
 
 def _write_json(path: Path, fields: dict) -> None:
-    path.write_text(json.dumps(fields, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(fields, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be other bytes
 
 
 def _write_csv(path: Path, columns: Mapping[str, list | tuple]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
