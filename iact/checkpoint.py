@@ -82,8 +82,10 @@ def _parse(text: str, path: Path) -> tuple[Description, IACT]:
         numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in fields["model"].items()}
         config, kept = ModelConfig(**numbers), fields["layout"]
         layout = LAYOUTS[kept] if isinstance(kept, str) else parse_layout(kept, "layout")
-        if config.num_landmarks != layout.num_landmarks or not fields["sigma"] > 0:
+        if config.num_landmarks != layout.num_landmarks or not 0 < fields["sigma"] <= config.input_size:
             raise ValueError(f"{config.num_landmarks} landmarks of layout {layout.name}, sigma {fields['sigma']}")
+        if not all(isinstance(fields[name], str) for name in ("trained_on", "chosen_on")):
+            raise TypeError(f"trained on {fields['trained_on']!r}, chosen on {fields['chosen_on']!r}")
         return Description(**{**fields, "model": config, "layout": layout}), IACT(config)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: the description of the model is damaged ({error!r})") from None

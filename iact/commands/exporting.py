@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from iact.export import Exported, Format, NumberFormat, export_model
+from iact.files import printable
 
 
 def export(
@@ -18,7 +19,8 @@ def export(
     The file takes "pictures", float32 [B, 3, S, S]: faces cut to S px, RGB in 0..255; normalisation is inside. It gives
     "heatmaps" [B, K, H, W], or with --decode "landmarks" [B, K, 2] in px of the input and "scores" [B, K]. Its metadata
     say what else is needed. A torch-export program needs PyTorch alone; an aoti package is compiled for this machine,
-    calls the kernels of iact, and is loaded after `import iact`.
+    calls the kernels of iact, is loaded after `import iact.ops`, and takes its pictures for contiguous: it does not
+    look.
 
     Args:
         weights: A weights file or a run folder.
@@ -36,6 +38,6 @@ def report(exported: Exported) -> str:
     results = " and ".join(exported.outputs)
     side = about["input_size"]
     return (
-        f"{exported.path}: {size:.1f} MB, {about['precision']}, pictures [B, 3, {side}, {side}] to {results} "
+        f"{printable(exported.path)}: {size:.1f} MB, {about['precision']}, pictures [B, 3, {side}, {side}] to {results} "
         f"({about['layout']}, {about['num_landmarks']} landmarks)\n{exported.parity}"
     )

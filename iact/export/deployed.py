@@ -51,7 +51,7 @@ def describe(description: Description) -> dict[str, str]:
     return {
         "layout": description.layout.name,
         "num_landmarks": str(description.layout.num_landmarks),
-        "input": "RGB, float32, 0 to 255, [batch, 3, input_size, input_size]",
+        "input": "RGB, float32, 0 to 255, contiguous [batch, 3, input_size, input_size]",
         "input_size": str(description.model.input_size),
         "margin": f"{CROP_MARGIN} (side of the square cut over the larger side of the box around the landmarks)",
         "sigma": str(description.sigma),

@@ -37,6 +37,12 @@ class ModelConfig:
                 raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.stride not in (1, 2, 4):
             raise InputError(f"stride: expected 1, 2 or 4 input px of a heatmap px, got {self.stride!r}")
+        for name, most in (("num_landmarks", 10**6), ("input_size", 10**4)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise InputError(f"{name}: expected a whole number from 1 to {most}, got {value!r}")
+        if any(width % heads for width, heads in zip(self.widths, self.heads, strict=True)):
+            raise InputError(f"heads: expected divisors of the widths {self.widths}, got {self.heads}")
 
     @property
     def widths(self) -> tuple[int, int, int]:

@@ -240,7 +240,10 @@ def _cut(
 
 def _start_from(model: IACT, path: Path) -> None:
     """Copies every tensor that fits; only the head may differ."""
-    own, given = model.state_dict(), load_weights(path)[0].state_dict()
+    source = load_weights(path)[0]
+    if source.config.block != model.config.block:  # those of ViT and DETR have tensors of the same names and shapes
+        raise InputError(f"{path}: weights of another model than the one to train (block {source.config.block})")
+    own, given = model.state_dict(), source.state_dict()
     fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
     misfits = sorted(name for name in {*own, *given} - {*fitting} if not name.startswith("head.1."))
     if misfits:
