@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from iact.layouts import Layout
 from iact.predictions import Predictions, numbers_of
 
 ENOUGH = 10  # faces to doubt by
-Parts = tuple[str, ...]  # of a path, without the picture's suffix
+Picture = tuple[tuple[str, ...], str]  # the parts of its path without a suffix, and the suffix
+Given = dict[Picture, dict[Picture, list[int]]]  # predictions of each picture, by the names that fit it
 SUFFIX = re.compile(r"\.(jpe?g|png|bmp|webp|tiff?|gif|pts)$", re.IGNORECASE)
 
 
@@ -45,7 +46,7 @@ def match_predictions(predictions: Predictions, faces: Faces, path: Path) -> Mat
         if len(predicted) != len(faces):
             raise InputError(f"{path}: expected names, or {len(faces)} faces, got {len(predicted)}")
         return Matched(predicted, np.ones(len(faces), bool), ())
-    groups, unused = _group(predictions.names, faces, path)
+    groups, unused, loose = _group(predictions.names, faces, path)
     landmarks, found = np.zeros((len(faces), count, 2)), np.zeros(len(faces), bool)
     several = 0
     for own, given in groups:
@@ -56,6 +57,7 @@ def match_predictions(predictions: Predictions, faces: Faces, path: Path) -> Mat
     if not found.any():
         raise InputError(f"{path}: no name fits a face of the split (the first is {predictions.names[0]!r})")
     notes = (f"{unused} predictions for other pictures" if unused else "",)
+    notes += (f"{loose} matched by the names of their files alone, whatever their folders" if loose else "",)
     notes += (f"faces matched to the nearest in {several} pictures with several" if several else "",)
     return Matched(landmarks, found, tuple(filter(None, notes)))
 
@@ -85,17 +87,18 @@ def _in_order(predictions: Predictions, layout: Layout, path: Path) -> np.ndarra
     return predictions.landmarks
 
 
-def _group(names: Sequence[str], faces: Faces, path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """Faces and predictions [2][n] that belong together, and the number of predictions for none of the faces."""
+def _group(names: Sequence[str], faces: Faces, path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int]:
+    """Faces and predictions [2][n] that belong together, the number of predictions for none of the faces, and of those
+    whose folders are other than their picture's."""
     by_name = {face.name: index for index, face in enumerate(faces.records)}
-    pictures: dict[Parts, list[int]] = defaultdict(list)
+    pictures: dict[Picture, list[int]] = defaultdict(list)
     for index, face in enumerate(faces.records):
         pictures[_parts(_picture(face))].append(index)
-    by_end: dict[str, list[Parts]] = defaultdict(list)
-    for parts in pictures:
-        by_end[parts[-1]].append(parts)
+    by_end: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        by_end[picture[0][-1]].append(picture)
     of_face: dict[int, list[int]] = defaultdict(list)
-    of_picture: dict[Parts, dict[Parts, list[int]]] = defaultdict(lambda: defaultdict(list))  # by the names that fit
+    of_picture: Given = defaultdict(lambda: defaultdict(list))
     for number, name in enumerate(names):
         own = by_name.get(name, by_name.get(SUFFIX.sub("", name)))
         if own is not None:
@@ -103,48 +106,65 @@ def _group(names: Sequence[str], faces: Faces, path: Path) -> tuple[list[tuple[n
         elif picture := _find(_parts(name), by_end, f"{path}: {name!r}"):
             of_picture[picture][_parts(name)].append(number)
     groups = [([own], numbers) for own, numbers in of_face.items()]
+    loose = 0
     for picture, numbers in _closest(of_picture, bool(of_face), path).items():
+        name = _parts(names[numbers[0]])
+        loose += len(numbers) * (len(name[0]) > 1 and _shared(name, picture)[0] == 1)
         groups.append(([own for own in pictures[picture] if own not in of_face], numbers))
     whole = [(np.array(own), np.array(numbers)) for own, numbers in groups if own]
-    return whole, len(names) - sum(len(numbers) for _, numbers in whole)
+    return whole, len(names) - sum(len(numbers) for _, numbers in whole), loose
 
 
-def _closest(of_picture: dict[Parts, dict[Parts, list[int]]], sure: bool, path: Path) -> dict[Parts, list[int]]:
+def _closest(of_picture: Given, sure: bool, path: Path) -> dict[Picture, list[int]]:
     """The predictions of each picture under the name that fits it best; `sure` says that others fit by all of theirs.
     InputError where two names fit equally."""
-    sure = sure or any(_shared(parts, picture) > 1 for picture, given in of_picture.items() for parts in given)
+    sure = sure or any(_shared(name, picture)[0] > 1 for picture, given in of_picture.items() for name in given)
     closest = {}
     for picture, given in of_picture.items():
-        shared = {parts: _shared(parts, picture) for parts in given}
-        most = max(shared.values())
-        best = [parts for parts, number in shared.items() if number == most]
-        if sure and most == 1 and all(len(parts) > 1 for parts in best):
+        most, best = _best(picture, given)
+        if sure and most == 1 and all(len(parts) > 1 for parts, _ in best):
             continue  # of the same name in another folder
         if len(best) > 1:
-            one, other = ("/".join(parts) for parts in sorted(best)[:2])
-            raise InputError(f"{path}: {one!r} and {other!r} both fit the picture {'/'.join(picture[-3:])}")
+            one, other = map(_text, sorted(best)[:2])
+            raise InputError(f"{path}: {one!r} and {other!r} both fit the picture {_text(picture)}")
         closest[picture] = given[best[0]]
     return closest
 
 
-def _find(parts: Parts, by_end: dict[str, list[Parts]], origin: str) -> Parts | None:
+def _find(name: Picture, by_end: dict[str, list[Picture]], origin: str) -> Picture | None:
     """The picture whose path ends most like this one. InputError where several do."""
-    shared = {candidate: _shared(parts, candidate) for candidate in by_end.get(parts[-1], ())}
-    best = [candidate for candidate, number in shared.items() if number == max(shared.values())]
+    candidates = by_end.get(name[0][-1])
+    if not candidates:
+        return None
+    _, best = _best(name, candidates)
     if len(best) > 1:
-        raise InputError(f"{origin} fits several pictures: {', '.join('/'.join(one[-3:]) for one in sorted(best)[:2])}")
-    return best[0] if best else None
+        raise InputError(f"{origin} fits several pictures: {', '.join(map(_text, sorted(best)[:2]))}")
+    return best[0]
 
 
-def _shared(one: Parts, other: Parts) -> int:
-    """How many parts at their ends are equal."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def _best(name: Picture, candidates: Iterable[Picture]) -> tuple[int, list[Picture]]:
+    """How many parts the candidates most like it share with it, and which they are; of these the suffix decides."""
+    shared = {candidate: _shared(name, candidate) for candidate in candidates}
+    most = max(shared.values())
+    return most[0], [candidate for candidate, number in shared.items() if number == most]
 
 
-def _parts(name: str) -> Parts:
-    """The parts of a path without the suffix of a picture; spaces inside it are kept."""
-    return tuple(SUFFIX.sub("", name.replace("\\", "/").strip()).split("/"))
+def _shared(one: Picture, other: Picture) -> tuple[int, bool]:
+    """How many parts at their ends are equal, and whether the suffixes are."""
+    pairs = zip(reversed(one[0]), reversed(other[0]), strict=False)
+    fewer = min(len(one[0]), len(other[0]))
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), fewer), one[1] == other[1]
+
+
+def _parts(name: str) -> Picture:
+    """The parts of a path, without the suffix of a picture, and the suffix; spaces inside it are kept."""
+    path = name.replace("\\", "/").strip()
+    bare = SUFFIX.sub("", path)
+    return tuple(bare.split("/")), path[len(bare) :].lower()
+
+
+def _text(picture: Picture) -> str:
+    return "/".join(picture[0][-3:]) + picture[1]
 
 
 def _picture(face: Face) -> str:

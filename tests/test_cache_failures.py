@@ -77,6 +77,31 @@ def test_a_folder_that_cannot_be_made(faces, tmp_path):
     assert (tmp_path / "file").read_text() == "no folder"
 
 
+def test_nobody_s_home(faces, monkeypatch):
+    monkeypatch.setenv("IACT_CACHE", "~nobody-of-that-name/cache")
+    said = []
+    assert_equal(cached_crops(faces, SIZE, MARGIN, None, said.append), cut_faces(faces, SIZE, MARGIN))
+    assert len(said) == 1 and said[0].startswith("the cut faces are in memory only, and not kept")
+
+
+def test_files_of_others_stay_where_they_may_not_be_removed(faces, tmp_path, monkeypatch):
+    first = cached_crops(faces, SIZE, MARGIN, tmp_path, lambda _: None)
+    (old,) = kept(tmp_path)
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(cache, "KEPT_BYTES", 1)
+    unlink, said = Path.unlink, []
+
+    def refuse(path, missing_ok=False):
+        if path == old:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    second = cached_crops(faces, SIZE, 1.5, tmp_path, said.append)
+    assert len(kept(tmp_path)) == 2 and not any("removed" in sentence for sentence in said)
+    assert len(first) == len(second)
+
+
 def test_a_folder_in_the_place_of_the_file(faces, tmp_path):
     cached_crops(faces, SIZE, MARGIN, tmp_path)
     (path,) = kept(tmp_path)

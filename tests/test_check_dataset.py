@@ -116,6 +116,17 @@ def test_points_outside(root):
     assert f"{100 * 99 / (8 * 98):.2f} % of all, on 2 of 8 faces" in text
 
 
+@pytest.mark.parametrize(
+    "place, far", [((80, 2 * SIDE + 1), True), ((-SIDE - 1, 80), True), ((80, 2 * SIDE - 1), False)]
+)
+def test_a_landmark_far_outside(root, place, far):
+    astray = symmetric_shape()
+    astray[51] = place
+    write_list(root, "test", [("6.png", symmetric_shape()), ("7.png", astray)])
+    report, _ = run_check(root)
+    assert ("landmark far outside its picture" in report.problems) == far
+
+
 def test_duplicates_within_a_picture_and_across_files(root):
     shape = symmetric_shape()
     write_picture(root, "copy.png", 0)  # the pixels of 0.png under another name
@@ -161,9 +172,8 @@ def test_asymmetry_is_measured_in_percent_of_inter_ocular_distance():
 
 
 def test_wrong_mirror_pairs_are_a_problem(root, monkeypatch):
-    monkeypatch.setattr("iact.data.check.ENOUGH_FACES", 8)
     mirror = list(WFLW.mirror)
-    mirror[60], mirror[61] = mirror[61], mirror[60]
+    mirror[60] = 60  # the outer corner of one eye
     monkeypatch.setattr(wflw, "WFLW", replace(WFLW, mirror=tuple(mirror)))
     report, _ = run_check(root)
     assert report.problems["layout"] == ["wflw: mirroring twice does not give back every landmark"]
@@ -201,6 +211,11 @@ def test_bad_input_is_refused_before_any_work(root):
         check_dataset("wflw", root, root / "nowhere/sheet.png", console)
     with pytest.raises(InputError, match="expected the contact sheet to be a .png file, got '.txt'"):
         check_dataset("wflw", root, root / "sheet.txt", console)
+    picture = root / wflw.IMAGES / "1.png"
+    before = picture.read_bytes()
+    with pytest.raises(InputError, match="1.png: expected a new file for the contact sheet, got a picture"):
+        check_dataset("wflw", root, root / "." / wflw.IMAGES / "1.png", console)
+    assert picture.read_bytes() == before
     with pytest.raises(InputError, match="no such folder"):
         check_dataset("cofw", root / "nowhere", root / "sheet.png", console)
 

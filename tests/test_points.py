@@ -49,6 +49,9 @@ def test_boxes_and_hidden_landmarks_are_read(root):
     hidden, plain = read_points(root, "train").records
     assert hidden.box.tolist() == [1, 2, 50, 55.5] and hidden.visible.tolist() == [True, True, False, True, True]
     assert plain.visible is None and hidden.image == plain.image and hidden.name != plain.name
+    write_table(root / "train.csv", [[*GOOD, 1, 2, 1e30, 55.5, 0]], header)
+    with pytest.raises(InputError, match="train.csv:2: the box .* lies far from any picture"):
+        read_points(root, "train")
 
 
 def test_tables_that_spreadsheets_write_are_read(root):
@@ -82,6 +85,7 @@ def changed(column: int, value: str) -> list[str]:
         ([*GOOD, "1"], "train.csv:3: expected 11 cells as in the first row, got 12"),
         (changed(3, "left"), "train.csv:3: right_eye_x should be a finite number, got 'left'"),
         (changed(3, "nan"), "train.csv:3: right_eye_x should be a finite number, got 'nan'"),
+        (changed(3, "5230341170645098"), "train.csv:3: landmark 1 lies at [5230341170645098.0, 20.5], far from any"),
         (changed(6, "-inf"), "train.csv:3: nose_y should be a finite number, got '-inf'"),
         (changed(6, ""), "nose_y should be a finite number, got ''; a landmark that is hidden goes where it would be"),
         ([*GOOD[:3], *GOOD[1:3], *GOOD[5:]], "train.csv:3: left_eye and right_eye normalise errors, but are one point"),

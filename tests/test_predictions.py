@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ def test_the_end_of_the_path_decides(tmp_path):
     faces = faces_of("a/1.jpg", "b/1.jpg", "b/2.jpg")
     found = matched(tmp_path, {"test/b/1.jpg": POINTS[1], "2.jpg": POINTS[2]}, faces)
     assert found.found.tolist() == [False, True, True] and (found.landmarks[1] == POINTS[1]).all()
-    with pytest.raises(InputError, match="'1.jpg' fits several pictures: .*a/1, .*b/1"):
+    with pytest.raises(InputError, match="'1.jpg' fits several pictures: .*a/1.jpg, .*b/1.jpg"):
         matched(tmp_path, {"1.jpg": POINTS[0]}, faces)
 
 
@@ -222,6 +223,18 @@ def test_a_flat_folder_of_pictures_will_do(tmp_path):
     given = {f"images/{number}.jpg": points for number, points in enumerate(POINTS)}
     found = matched(tmp_path, given, faces_of("a/0.jpg", "b/1.jpg", "c/d/2.jpg"))
     np.testing.assert_array_equal(found.landmarks, POINTS)
+    assert found.notes == ("3 matched by the names of their files alone, whatever their folders",)
+
+
+def test_the_suffix_tells_pictures_of_one_name_apart(tmp_path):
+    faces = faces_of("a/1.jpg", "a/1.png", "a/2.jpg")
+    records = tuple(replace(face, name=f"{face.image.path.name}:{line}") for line, face in enumerate(faces.records))
+    faces = replace(faces, records=records)
+    found = matched(tmp_path, {"a/1.png": POINTS[0], "a/1.jpg": POINTS[1]}, faces)
+    np.testing.assert_array_equal(found.landmarks[:2], [POINTS[1], POINTS[0]])
+    assert matched(tmp_path, {"a/1.png": POINTS[0]}, faces).found.tolist() == [False, True, False]
+    with pytest.raises(InputError, match="'w/a/1' fits several pictures: data/a/1.jpg, data/a/1.png"):
+        matched(tmp_path, {"w/a/1": POINTS[0]}, faces)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -236,7 +249,7 @@ def test_pictures_of_the_same_name_in_another_folder_are_others(tmp_path, turned
 
 
 def test_two_names_that_fit_a_picture_equally_are_refused(tmp_path):
-    with pytest.raises(InputError, match="'x/1' and 'y/1' both fit the picture /?(data/)?a/1"):
+    with pytest.raises(InputError, match="'x/1.jpg' and 'y/1.jpg' both fit the picture data/a/1.jpg"):
         matched(tmp_path, {"x/1.jpg": POINTS[0], "y/1.jpg": POINTS[1]}, faces_of("a/1.jpg", "b/2.jpg", "c/3.jpg"))
 
 

@@ -35,9 +35,9 @@ def export(
 def report(exported: Exported) -> str:
     """What was written, and how close it is to PyTorch: two lines."""
     about, size = exported.about, exported.path.stat().st_size / 1e6
-    results = " and ".join(exported.outputs)
+    path, results = printable(exported.path), " and ".join(exported.outputs)
     side = about["input_size"]
     return (
-        f"{printable(exported.path)}: {size:.1f} MB, {about['precision']}, pictures [B, 3, {side}, {side}] to {results} "
+        f"{path}: {size:.1f} MB, {about['precision']}, pictures [B, 3, {side}, {side}] to {results} "
         f"({about['layout']}, {about['num_landmarks']} landmarks)\n{exported.parity}"
     )

@@ -42,7 +42,11 @@ def cached_crops(
     from `cut_faces`, and then no file is left."""
     key = _key(faces, size, margin)
     name = re.sub(r"[^A-Za-z0-9]+", "_", f"{faces.layout.name} {faces.split}")
-    path = (folder or _default_folder()) / f"{name}-{size}px-{key[:16]}.safetensors"
+    try:
+        path = (folder or _default_folder()) / f"{name}-{size}px-{key[:16]}.safetensors"
+    except RuntimeError as error:  # nobody's home
+        say(f"the cut faces are in memory only, and not kept for the next run ({error})")
+        return cut_faces(faces, size, margin)
     crops, damage = _read(path, key)
     if crops is not None:
         return crops
@@ -123,8 +127,9 @@ def _make_room(folder: Path, needed: int, say: Callable[[str], None]) -> None:
     for status, path in sorted(files, key=lambda file: file[0].st_mtime):
         if excess <= removed or time.time() - status.st_mtime < DAY:
             break
-        path.unlink(missing_ok=True)
-        removed += status.st_size
+        with suppress(PermissionError):  # another user's, in a folder that they share
+            path.unlink(missing_ok=True)
+            removed += status.st_size
     if removed:
         say(f"{folder}: removed {removed / 1e9:.1f} GB of cut faces, the least recently used")
 

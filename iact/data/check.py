@@ -1,7 +1,7 @@
 """Checks of a data set on disk: counts, pictures, landmarks, duplicates, symmetry of the layout, a contact sheet."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from iact.data import cofw, points, w300, wflw
 from iact.data.face_boxes import describe_boxes
-from iact.data.faces import Face, Faces, ImageSource
+from iact.data.faces import Face, Faces, ImageFile, ImageSource
 from iact.errors import InputError
 from iact.geometry import crop_matrix, cut, landmark_box, transform_points
 from iact.layouts import Layout
@@ -23,7 +23,8 @@ from iact.plots import contact_sheet, draw_landmarks, save_image
 SAME_FACE = 0.02  # mean distance of the landmarks, over the larger side of their box, below which two faces are one
 SMALL_EYE_DISTANCE = 0.05  # eye-corner distance over the larger side of the box, below which an error explodes
 ASYMMETRY = 5.0  # % of inter-ocular distance at one landmark, beyond which the mirror pairs are doubtful (300W: 1.6)
-ENOUGH_FACES = 500  # the mean of fewer may well look to one side
+ASYMMETRY_OF_ONE = 200.0  # %; chance adds up to it over the square root of the number of faces (300W: 108)
+FAR_OUTSIDE = 1.0  # sides of a picture; those of the data sets lie up to 0.05 outside
 _SHEET_FACES, _SHEET_SIZE = 48, 192
 
 
@@ -83,6 +84,8 @@ def check_dataset(data: str, root: Path, sheet: Path, console: Console) -> Repor
         raise InputError(f"{sheet}: expected the contact sheet to be a .png file, got {sheet.suffix!r}")
     report = Report()
     splits = _read_splits(data_set, root, report)
+    if sheet.resolve() in {source.path.resolve() for source in _files(splits)}:
+        raise InputError(f"{sheet}: expected a new file for the contact sheet, got a picture of the data set")
     pictures = open_pictures((face.image for faces in splits for face in faces.records), console)
     _check_faces(splits, pictures, report)
     readable = [face for faces in splits for face in faces.records if pictures[face.image].size is not None]
@@ -93,6 +96,10 @@ def check_dataset(data: str, root: Path, sheet: Path, console: Console) -> Repor
         report.notes.append(f"contact sheet of {min(len(readable), _SHEET_FACES)} faces: {sheet}")
     print_report(f"faces of {data}", data_set.counts, report, console)
     return report
+
+
+def _files(splits: Sequence[Faces]) -> Iterator[ImageFile]:
+    return (face.image for faces in splits for face in faces.records if isinstance(face.image, ImageFile))
 
 
 def _find_data_set(data: str, root: Path) -> DataSet:
@@ -154,7 +161,7 @@ def _check_faces(splits: Sequence[Faces], pictures: dict[ImageSource, Picture], 
 
 
 def _check_bounds(faces: Sequence[Face], pictures: dict[ImageSource, Picture], report: Report) -> None:
-    """Notes how many points lie outside their picture; a face with most of them outside is a problem."""
+    """Notes how many points lie outside their picture; most of a face's, or one far outside, are a problem."""
     shares = []
     for face in faces:
         size = pictures[face.image].size
@@ -165,6 +172,10 @@ def _check_bounds(faces: Sequence[Face], pictures: dict[ImageSource, Picture], r
         if outside.mean() > 0.5:
             sentence = f"{face.origin}: {outside.sum()} of {len(outside)} points lie outside {face.image}"
             report.add("face outside its picture", [sentence])
+        far = np.maximum(-face.landmarks, face.landmarks - size).max(axis=1) > FAR_OUTSIDE * max(size)
+        if far.any():
+            place = face.landmarks[far.argmax()].tolist()
+            report.add("landmark far outside its picture", [f"{face.origin}: {place} in {face.image}"])
     partly = sum(share > 0 for share in shares)
     percent = 100 * np.mean(shares or [0])
     report.notes.append(f"points outside the picture: {percent:.2f} % of all, on {partly} of {len(shares)} faces")
@@ -239,7 +250,7 @@ def _check_symmetry(faces: Sequence[Face], layout: Layout, report: Report) -> No
         f"at most {asymmetry[worst]:.2f} % (landmark {layout.names[worst]})"
     )
     report.notes.append(sentence)
-    if asymmetry[worst] > ASYMMETRY and len(faces) >= ENOUGH_FACES:
+    if asymmetry[worst] > max(ASYMMETRY, ASYMMETRY_OF_ONE / max(len(faces), 1) ** 0.5):
         report.add("asymmetry", [sentence])
 
 

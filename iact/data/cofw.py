@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iact.data.faces import Face, Faces, check_landmarks
+from iact.data.faces import Face, Faces, check_box, check_landmarks
 from iact.data.files import compare_count, require_folder, require_split
 from iact.errors import InputError
 from iact.layouts import COFW
@@ -98,7 +98,7 @@ def _face(path: Path, split: str, index: int, box: np.ndarray, points: np.ndarra
         image=MatImage(path, "Is" + _KEYS[split], index),
         landmarks=check_landmarks(np.stack([x, y], axis=-1) - FIRST_PIXEL, COFW, origin),
         origin=origin,
-        box=np.concatenate([corner, corner + box[2:]]),
+        box=check_box(np.concatenate([corner, corner + box[2:]]), origin),
         visible=occluded == 0,
     )
 

@@ -125,6 +125,14 @@ class Faces:
         return len(self.records)
 
 
+def check_box(box: np.ndarray, origin: str) -> np.ndarray:
+    """The box as float64 [4]; InputError naming `origin` when it lies far from any picture."""
+    box = np.asarray(box, np.float64)
+    if not (np.abs(box) <= FARTHEST).all():
+        raise InputError(f"{origin}: the box {box.tolist()} lies far from any picture")
+    return box
+
+
 def check_landmarks(landmarks: np.ndarray, layout: Layout, origin: str) -> np.ndarray:
     """The landmarks as float64 [K, 2]; InputError naming `origin` when the count is wrong or a number is not finite."""
     landmarks = np.asarray(landmarks, np.float64)

@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from iact.data.faces import Face, Faces, ImageFile
+from iact.data.faces import Face, Faces, ImageFile, check_box, check_landmarks
 from iact.data.files import read_lines, require_folder, require_images, require_split
 from iact.errors import InputError
 from iact.layout_file import read_layout
@@ -83,18 +83,20 @@ def _check_columns(columns: list[str], layout: Layout, origin: str) -> None:
 def _read_face(root: Path, cells: dict[str, str], path: Path, line: int, layout: Layout) -> Face:
     origin = f"{path}:{line}"
     landmarks = np.array([[_number(cells, f"{name}_{axis}", origin) for axis in "xy"] for name in layout.names])
+    check_landmarks(landmarks, layout, origin)
     first, second = layout.eye_corners
     if (landmarks[first] == landmarks[second]).all():
         raise InputError(
             f"{origin}: {layout.names[first]} and {layout.names[second]} normalise errors, but are one point"
         )
+    box = np.array([_number(cells, column, origin) for column in BOX]) if BOX[0] in cells else None
     flags = [_flag(cells, f"{name}_visible", origin) for name in layout.names]
     return Face(
         name=f"{cells['image']}:{line}",
         image=ImageFile(root / _inside(cells["image"], origin)),
         landmarks=landmarks,
         origin=origin,
-        box=np.array([_number(cells, column, origin) for column in BOX]) if BOX[0] in cells else None,
+        box=None if box is None else check_box(box, origin),
         visible=None if all(flags) else np.array(flags),
     )
 

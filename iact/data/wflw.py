@@ -6,7 +6,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from iact.data.faces import Face, Faces, ImageFile, check_landmarks
+from iact.data.faces import Face, Faces, ImageFile, check_box, check_landmarks
 from iact.data.files import compare_count, parse_numbers, read_lines, require_folder, require_images, require_split
 from iact.errors import InputError
 from iact.layouts import WFLW
@@ -71,7 +71,7 @@ def _read_line(root: Path, line: str, origin: str, number: int) -> Face:
         image=ImageFile(root / IMAGES / _inside(tokens[-1], origin)),
         landmarks=landmarks,
         origin=origin,
-        box=np.array(numbers[_POINTS : _POINTS + 4]),
+        box=check_box(numbers[_POINTS : _POINTS + 4], origin),
         tags=_tags(tokens[_POINTS + 4 : -1], origin),
     )
 
