@@ -10,8 +10,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether the process was asked to stop. Asked a second time it does so at once."""
+    """Gives a function that says whether the process was asked to stop. Asked a second time it does so at once, and so
+    it does before that function is first called: nobody has listened yet."""
     asked: list[int] = []
+    listening = False
     if threading.current_thread() is not threading.main_thread():  # which alone can handle signals
         yield lambda: False
         return
@@ -21,11 +23,18 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         asked.append(number)
         for known in SIGNALS:
             signal.signal(known, before[known])
+        if not listening:
+            signal.raise_signal(number)
+
+    def listen() -> bool:
+        nonlocal listening
+        listening = True
+        return bool(asked)
 
     for number in SIGNALS:
         signal.signal(number, note)
     try:
-        yield lambda: bool(asked)
+        yield listen
     finally:
         for number in SIGNALS:
             signal.signal(number, before[number])

@@ -41,7 +41,7 @@ def train(config: TrainConfig, build: Build = build_model) -> Path:
     if config.epochs is None:
         config = replace(config, epochs=epochs_begun_with(config) or default_epochs(config.data))
     _check_numbers(config)
-    with joined(config.device) as ranks, ExitStack() as holding:
+    with asked_to_stop() as stop, joined(config.device) as ranks, ExitStack() as holding:
         folder = ranks.first_says(lambda: holding.enter_context(held_folder(config)))
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -49,7 +49,7 @@ def train(config: TrainConfig, build: Build = build_model) -> Path:
         run = prepare(config, folder, ranks, speaker(console), build)
         if ranks.first:
             save_settings(config, folder)
-        with RunLog(folder, console, config.epochs, run.epoch, run.steps, run.step) as log, asked_to_stop() as stop:
+        with RunLog(folder, console, config.epochs, run.epoch, run.steps, run.step) as log:
             log.say(run.summary())
             _train(run, log, stop)
     return folder
