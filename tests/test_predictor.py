@@ -6,41 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from blob_finder import BLOB, BlobFinder, description, picture
 
 from iact import Predictor, create_model
-from iact.checkpoint import Description, save_weights
+from iact.checkpoint import save_weights
 from iact.data.synthetic import draw_face
 from iact.errors import InputError
-from iact.geometry import to_heatmap
 from iact.inference import find_precision
 from iact.layouts import W300
-
-BACKGROUND, THRESHOLD = 40, 60
-BLOB = np.array([181.3, 140.85])  # image px
-
-
-class BlobFinder(torch.nn.Module):
-    """Stands for a network that is never wrong: every landmark lies on the bright blob of the picture."""
-
-    def __init__(self):
-        super().__init__()
-        self.config = create_model("iact_t", W300.num_landmarks).config
-        self.sizes = []
-        self.nothing = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        self.sizes.append(len(pictures))
-        weight = (pictures.mean(dim=1) * 64 + 127.5 - THRESHOLD).clamp(min=0)
-        ramp = torch.arange(pictures.shape[-1], dtype=torch.float32)
-        centre = torch.stack([(weight.sum(1) * ramp).sum(-1), (weight.sum(2) * ramp).sum(-1)], dim=-1)
-        centre = to_heatmap(centre / weight.sum((1, 2))[:, None], self.config.stride)
-        x, y = (1 - (torch.arange(self.config.heatmap_size) - centre[:, i, None]).abs() for i in (0, 1))
-        tent = y.clamp(min=0)[:, :, None] * x.clamp(min=0)[:, None, :]  # its mean is the centre exactly
-        return tent[:, None].expand(-1, W300.num_landmarks, -1, -1)
-
-
-def description(model) -> Description:
-    return Description(model.config, W300, 1.5, 1, "drawn faces", "")
 
 
 @pytest.fixture
@@ -56,13 +29,6 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     save_weights(path, model, description(model))
     return path
-
-
-def picture(spread: float = 8.0, height: int = 300, width: int = 401) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    distance = (x - BLOB[0]) ** 2 + (y - BLOB[1]) ** 2
-    grey = BACKGROUND + 200 * np.exp(-0.5 * distance / spread**2)
-    return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)
 
 
 BOXES = {
@@ -243,63 +209,11 @@ def test_threads_that_share_a_predictor_get_what_each_gets_alone(weights):
             np.testing.assert_array_equal(one.landmarks, other.landmarks)
 
 
-def test_a_detector_of_one_s_own_is_asked_where_no_boxes_are_given():
-    model, seen = BlobFinder(), []
-
-    def detector(image: np.ndarray) -> np.ndarray:
-        seen.append(image.shape)
-        return np.array([[100.0, 60.0, 260.0, 220.0]])
-
-    predictor = Predictor(model, description(model), device="cpu", dtype=torch.float32, detector=detector)
-    (face,) = predictor(picture())
-    assert seen == [(300, 401, 3)] and face.box.tolist() == [100, 60, 260, 220]
-    assert np.abs(face.landmarks - BLOB).max() < 0.05
-    predictor(picture(), [BOXES["wide"]])
-    assert len(seen) == 1
-
-
 def test_a_face_keeps_its_box_whatever_becomes_of_the_caller_s(finder):
     boxes = np.array([BOXES["wide"]], np.float64)
     (face,) = finder(picture(), boxes)
     boxes += 20
     assert face.box.tolist() == list(BOXES["wide"])
-
-
-@pytest.mark.parametrize(
-    "found", [np.ones((4, 5)), np.ones((2, 2, 4)), np.ones(15), None], ids=["5", "3-D", "15", "no"]
-)
-def test_a_detector_that_gives_no_boxes_is_refused(found):
-    model = BlobFinder()
-    with pytest.raises(InputError, match=r"detector: expected boxes \[N, 4\]"):
-        Predictor(model, description(model), device="cpu", detector=lambda image: found)(picture())
-
-
-def test_a_detector_may_give_a_tensor_or_one_box():
-    model, box = BlobFinder(), torch.tensor([100.0, 60.0, 260.0, 220.0])
-    for found in (box, box[None]):
-        (face,) = Predictor(model, description(model), device="cpu", detector=lambda image, found=found: found)(
-            picture()
-        )
-        assert face.box.tolist() == box.tolist()
-
-
-def test_boxes_without_an_area_or_beyond_reason_are_no_faces():
-    model, found = (
-        BlobFinder(),
-        [(150, 110, 150, 171), (9, 9, 1, 1), (np.nan, 1, 9, 9), (1, 1, np.inf, 9), (0, 0, 1e200, 9)],
-    )
-    predictor = Predictor(model, description(model), device="cpu", detector=lambda image: np.array(found))
-    assert predictor(picture()) == []
-
-
-def test_a_detected_box_is_moved_to_where_the_layout_s_landmarks_lie():
-    model = BlobFinder()
-    lower = replace(description(model), layout=replace(W300, box_in_face=(0.1, 0.25, 0.5)))
-    found = [[100.0, 60.0, 260.0, 220.0], [0.0, 280.0, 100.0, 380.0]]  # the second shows no landmark
-    predictor = Predictor(model, lower, device="cpu", dtype=torch.float32, detector=lambda image: found)
-    (face,) = predictor(picture())
-    np.testing.assert_allclose(face.box, [156, 140, 236, 220])
-    assert Predictor(model, lower, device="cpu", detector=lambda image: [])(picture()) == []
 
 
 class TwoPeaks(BlobFinder):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,10 @@ def _lock(folder: Path) -> Iterator[None]:
     InputError where another process holds it."""
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(blocking=False)
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire(blocking=False)
     except Timeout:
         raise InputError(f"{folder}: another training writes into this folder") from None
-    except NotImplementedError:  # a file system without locks
-        pass
     try:
         yield
     finally:
